@@ -1,0 +1,206 @@
+"""``config.json``: the model's class, how to construct it, what it takes and returns, and how it was compiled.
+
+Imports errors, manifest, recorder, specs, keras_api and values.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow_keras_subclass import recorder
+from mlflow_keras_subclass.errors import CaptureError, FormatError, RebuildError
+from mlflow_keras_subclass.keras_api import KerasApi
+from mlflow_keras_subclass.specs import InputSpec, Structure, structure_from_json, structure_to_json
+from mlflow_keras_subclass.values import Decoder, Encoder, EncodingError
+
+__all__ = ["capture_compile", "capture_constructor", "compile_model", "construct", "read_specs", "specs_to_json"]
+
+
+def capture_constructor(
+    api: KerasApi, model: Any, encoder: Encoder, config: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """How to construct ``model`` again, as JSON.
+
+    In this order: ``config`` as the caller states it; the ``get_config`` of the exact class (an inherited one lacks
+    the child's arguments), if it covers the recorded arguments; the arguments recorded when the model was built.
+    Keras' automatic config of a Model subclass is never used: Keras 3.0 to 3.15.1 puts the defaults in it.
+
+    Raises:
+        CaptureError: None of these is there, or a value in it cannot be stored; the text shows ``config=`` to pass.
+    """
+    kind = type(model)
+    if api.is_functional(model) or api.is_sequential(model):
+        return {"source": "keras", "value": encoder.encode(model, "model")}
+    definition = encoder.definition(kind)
+    if config is not None:
+        _check_binds(kind, config)
+        return {"source": "config", "definition": definition, "config": encoder.encode(dict(config), "config")}
+    arguments = recorder.constructor_arguments(model)
+    own = _own_config(api, model, arguments)
+    if own is not None:
+        return {"source": "get_config", "definition": definition, "config": encoder.encode(own, "get_config()")}
+    if arguments is None:
+        raise CaptureError(_unknown_arguments(kind))
+    return {
+        "source": "arguments",
+        "definition": definition,
+        "args": [encoder.encode(item, f"argument {number}") for number, item in enumerate(arguments.args)],
+        "kwargs": {key: encoder.encode(item, f"argument {key}") for key, item in arguments.kwargs.items()},
+    }
+
+
+def _check_binds(kind: type, config: Mapping[str, Any]) -> None:
+    signature = inspect.signature(kind.__init__)  # type: ignore[misc] # the constructor of this class is meant
+    try:
+        signature.bind(None, **config)
+    except TypeError as error:
+        raise CaptureError(
+            f"config: does not fit {kind.__qualname__}{_shown(signature)}: {error}. Pass one entry for each argument."
+        ) from None
+
+
+def _own_config(api: KerasApi, model: Any, arguments: recorder.Arguments | None) -> dict[str, Any] | None:
+    """What the exact class's ``get_config`` returns, unless it leaves out an argument that was passed."""
+    kind = type(model)
+    if "get_config" not in vars(kind):
+        return None
+    try:
+        config = dict(model.get_config())
+    except Exception:
+        # The user's own get_config fails: what was recorded is the better source, if there is any.
+        if arguments is None:
+            raise
+        return None
+    if arguments is not None and _overrides_from_config(api, kind) is False and not _covers(kind, config, arguments):
+        return None
+    if _overrides_from_config(api, kind):
+        return _as_keras_hands_over(api, config)
+    return config
+
+
+def _overrides_from_config(api: KerasApi, kind: type) -> bool:
+    return kind.from_config.__func__ is not api.keras.Model.from_config.__func__  # type: ignore[attr-defined]
+
+
+def _covers(kind: type, config: Mapping[str, Any], arguments: recorder.Arguments) -> bool:
+    try:
+        bound = inspect.signature(kind.__init__).bind(None, *arguments.args, **arguments.kwargs)  # type: ignore[misc]
+    except TypeError:
+        return False
+    passed = dict(list(bound.arguments.items())[1:])
+    for parameter in bound.signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            passed.update(passed.pop(parameter.name, {}))
+        elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY) and parameter.name in passed:
+            return False
+    return passed.keys() <= config.keys()
+
+
+def _as_keras_hands_over(api: KerasApi, config: dict[str, Any]) -> dict[str, Any]:
+    """The config in the form in which Keras gives it to a ``from_config``: Keras objects serialised, through JSON."""
+    try:
+        handed: dict[str, Any] = json.loads(json.dumps(api.serialize(config)))
+    except (TypeError, ValueError, NotImplementedError):
+        return config
+    return handed
+
+
+def _unknown_arguments(kind: type) -> str:
+    signature = inspect.signature(kind.__init__)  # type: ignore[misc]
+    names = [
+        name
+        for name, parameter in list(signature.parameters.items())[1:]
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    example = ", ".join(f'"{name}": …' for name in names)
+    return (
+        f"model: the arguments that {kind.__qualname__}{_shown(signature)} was constructed with are not known: it was "
+        "built before mlflow_keras_subclass was imported, and it has no get_config of its own. Import "
+        f"mlflow_keras_subclass before the model is built, or pass config={{{example}}}."
+    )
+
+
+def _shown(signature: inspect.Signature) -> str:
+    return str(signature.replace(parameters=list(signature.parameters.values())[1:]))
+
+
+def construct(api: KerasApi, constructor: Mapping[str, Any], decoder: Decoder) -> Any:
+    """The model, constructed again and not yet built; the inverse of ``capture_constructor``.
+
+    Raises:
+        RebuildError: The constructor raised.
+        FormatError: ``constructor`` does not have the promised form.
+    """
+    match constructor:
+        case {"source": "keras", "value": value}:
+            return decoder.decode(value)
+        case {"source": "config", "definition": key, "config": config}:
+            return _called(decoder.definition(key), (), decoder.decode(config))
+        case {"source": "get_config", "definition": key, "config": config}:
+            return _called(decoder.definition(key).from_config, (decoder.decode(config),), {})
+        case {"source": "arguments", "definition": key, "args": list(args), "kwargs": dict(kwargs)}:
+            decoded = {name: decoder.decode(item) for name, item in kwargs.items()}
+            return _called(decoder.definition(key), tuple(decoder.decode(item) for item in args), decoded)
+    raise FormatError(f"config.json: constructor: unknown form {constructor!r:.200}.")
+
+
+def _called(constructor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return constructor(*args, **kwargs)
+    except Exception as error:
+        raise RebuildError(
+            f"{getattr(constructor, '__qualname__', constructor)} raised {type(error).__name__} when it was called with "
+            f"the stored arguments: {error}"
+        ) from error
+
+
+def capture_compile(api: KerasApi, model: Any, encoder: Encoder) -> dict[str, Any] | None:
+    """The arguments of ``compile()`` as JSON, or ``None`` if the model is not compiled."""
+    if not getattr(model, "compiled", False):
+        return None
+    arguments = recorder.compile_arguments(model)
+    if arguments is None:
+        arguments = recorder.Arguments(args=(), kwargs=_keras_compile_config(api, model))
+    return {
+        "args": [encoder.encode(item, f"compile({number})") for number, item in enumerate(arguments.args)],
+        "kwargs": {key: encoder.encode(item, f"compile({key})") for key, item in arguments.kwargs.items()},
+    }
+
+
+def _keras_compile_config(api: KerasApi, model: Any) -> dict[str, Any]:
+    if type(model).compile is not api.keras.Model.compile:
+        raise EncodingError(
+            "compile()",
+            f"{type(model).__qualname__} overrides compile, and was compiled before mlflow_keras_subclass was imported, "
+            "so that its arguments are not known. Import it first, or compile the model again",
+        )
+    # Private: the only place that keeps the arguments as they are; get_compile_config() returns them serialised.
+    return {key: item for key, item in model._compile_config.config.items() if item is not None}
+
+
+def compile_model(model: Any, compiled: Mapping[str, Any] | None, decoder: Decoder) -> None:
+    """Compile ``model`` as it was; the inverse of ``capture_compile``."""
+    if compiled is None:
+        return
+    args = tuple(decoder.decode(item) for item in compiled["args"])
+    _called(model.compile, args, {key: decoder.decode(item) for key, item in compiled["kwargs"].items()})
+
+
+def specs_to_json(inputs: InputSpec | None, outputs: Structure | None) -> dict[str, Any]:
+    """Input and output spec as the keys of ``config.json``."""
+    return {
+        "input_spec": None if inputs is None else inputs.to_json(),
+        "output_spec": None if outputs is None else structure_to_json(outputs),
+    }
+
+
+def read_specs(config: Mapping[str, Any]) -> tuple[InputSpec | None, Structure | None]:
+    """The inverse of ``specs_to_json``."""
+    inputs, outputs = config.get("input_spec"), config.get("output_spec")
+    return (
+        None if inputs is None else InputSpec.from_json(inputs),
+        None if outputs is None else structure_from_json(outputs),
+    )

@@ -1,0 +1,279 @@
+"""All state of a model: every variable, the vocabularies, the optimizers; written streaming, restored by path.
+
+Variables are matched by attribute path, shape and dtype, none missing and none left over: Keras' own
+``load_weights`` raises nothing on a model with unbuilt layers, and leaves random weights in it. Imports errors,
+files, manifest, model_tree, keras_api, tensors and trust.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow_keras_subclass.errors import CaptureError, FormatError, RebuildError
+from mlflow_keras_subclass.files import ArtifactWriter
+from mlflow_keras_subclass.keras_api import KerasApi
+from mlflow_keras_subclass.manifest import OPTIMIZER_FILE, STATE_FILE, VOCABULARIES_DIR, WEIGHTS_TABLE_FILE
+from mlflow_keras_subclass.model_tree import ModelTree
+from mlflow_keras_subclass.tensors import TensorFile, TensorSource, write_tensors
+from mlflow_keras_subclass.trust import VerifiedModel
+
+__all__ = [
+    "VariableRecord",
+    "parameter_counts",
+    "read_variables",
+    "restore_optimizers",
+    "restore_variables",
+    "restore_vocabularies",
+    "write_optimizers",
+    "write_variables",
+    "write_vocabularies",
+]
+
+_WEIGHT_KINDS = ("layer", "untracked")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariableRecord:
+    """One row of ``weights.csv``; ``kind`` is what owns the variable: layer, seed, metric or untracked."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    trainable: bool
+    kind: str
+    sha256: str
+
+    @property
+    def parameters(self) -> int:
+        """Number of scalars."""
+        return math.prod(self.shape)
+
+
+_COLUMNS = ("path", "shape", "dtype", "parameters", "trainable", "kind", "sha256")
+
+
+def write_variables(api: KerasApi, tree: ModelTree, writer: ArtifactWriter) -> tuple[VariableRecord, ...]:
+    """Write ``state.safetensors`` and ``weights.csv``."""
+    sources = {path: _source(api, variable) for path, variable in tree.variables.items()}
+    digests = write_tensors(writer, STATE_FILE, sources)
+    records = tuple(
+        VariableRecord(
+            path=path,
+            shape=source.shape,
+            dtype=source.dtype,
+            trainable=api.is_trainable(tree.variables[path]),
+            kind=tree.kinds[path],
+            sha256=digests[path],
+        )
+        for path, source in sources.items()
+    )
+    writer.write_text(WEIGHTS_TABLE_FILE, _table(records))
+    return records
+
+
+def _source(api: KerasApi, variable: Any) -> TensorSource:
+    shape, dtype = api.shape_and_dtype(variable)
+    return TensorSource(shape=shape, dtype=dtype, value=functools.partial(api.value, variable))
+
+
+def _table(records: Iterable[VariableRecord]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(_COLUMNS)
+    for item in records:
+        shape = "x".join(map(str, item.shape))
+        trainable = "yes" if item.trainable else "no"
+        rows.writerow([item.path, shape, item.dtype, item.parameters, trainable, item.kind, item.sha256])
+    return text.getvalue()
+
+
+def read_variables(verified: VerifiedModel) -> tuple[VariableRecord, ...]:
+    """The rows of ``weights.csv``.
+
+    Raises:
+        FormatError: A row does not have the promised form.
+    """
+    text = verified.read_bytes(WEIGHTS_TABLE_FILE).decode("utf-8")
+    header, *rows = csv.reader(io.StringIO(text))
+    if tuple(header) != _COLUMNS:
+        raise FormatError(f"{WEIGHTS_TABLE_FILE}: expected the columns {', '.join(_COLUMNS)}, got {', '.join(header)}.")
+    return tuple(_row(row) for row in rows)
+
+
+def _row(row: list[str]) -> VariableRecord:
+    try:
+        path, shape, dtype, _, trainable, kind, sha256 = row
+        sizes = tuple(int(size) for size in shape.split("x")) if shape else ()
+    except ValueError:
+        raise FormatError(f"{WEIGHTS_TABLE_FILE}: a row does not fit its columns: {row!r:.200}.") from None
+    return VariableRecord(path=path, shape=sizes, dtype=dtype, trainable=trainable == "yes", kind=kind, sha256=sha256)
+
+
+def parameter_counts(records: Iterable[VariableRecord]) -> tuple[int, int]:
+    """Number of parameters, all and trainable; seeds and metrics are state, not parameters."""
+    weights = [item for item in records if item.kind in _WEIGHT_KINDS]
+    return sum(item.parameters for item in weights), sum(item.parameters for item in weights if item.trainable)
+
+
+def restore_variables(
+    api: KerasApi, verified: VerifiedModel, records: Iterable[VariableRecord], tree: ModelTree, *, compiled: bool
+) -> None:
+    """Set every variable of ``tree`` to its stored value.
+
+    Args:
+        api: The seam to Keras.
+        verified: The artifact.
+        records: The rows of ``weights.csv``.
+        tree: The rebuilt model's tree.
+        compiled: Whether the model was compiled; else metrics that ``compile`` makes may be missing.
+
+    Raises:
+        RebuildError: A variable is missing, left over, or of another shape or dtype.
+    """
+    expected = {item.path: item for item in records}
+    if not compiled:
+        expected = {path: item for path, item in expected.items() if item.kind != "metric" or path in tree.variables}
+    _compare_variables(api, expected, tree)
+    with verified.open(STATE_FILE) as (file, size):
+        tensors = TensorFile(file, size, STATE_FILE)
+        for path, item in expected.items():
+            value = tensors.read(path, sha256=item.sha256)
+            dtype = api.shape_and_dtype(tree.variables[path])[1]
+            api.assign(tree.variables[path], value if item.dtype == dtype else value.astype(dtype))
+    for layer in tree.layers.values():
+        # Normalization and its like derive tensors from their variables.
+        if api.is_own(layer) and layer.built and hasattr(layer, "finalize_state"):
+            layer.finalize_state()
+
+
+def _compare_variables(api: KerasApi, expected: Mapping[str, VariableRecord], tree: ModelTree) -> None:
+    missing, extra = sorted(expected.keys() - tree.variables.keys()), sorted(tree.variables.keys() - expected.keys())
+    changed = []
+    for path in expected.keys() & tree.variables.keys():
+        shape, dtype = api.shape_and_dtype(tree.variables[path])
+        item = expected[path]
+        # Seeds are int64 in TensorFlow, uint32 in JAX and int32 in torch: the same value in another dtype.
+        if shape != item.shape or (dtype != item.dtype and item.kind != "seed"):
+            changed.append(f"{path} is {dtype} {shape}, was {item.dtype} {item.shape}")
+    if missing or extra or changed:
+        raise RebuildError(
+            "The rebuilt model does not have the variables of the one that was logged; missing: "
+            f"{', '.join(missing[:8]) or 'none'}; extra: {', '.join(extra[:8]) or 'none'}; changed: "
+            f"{'; '.join(changed[:8]) or 'none'}. The constructor must make the same variables from the same arguments."
+        )
+
+
+# --- vocabularies
+
+
+def write_vocabularies(tree: ModelTree, writer: ArtifactWriter) -> dict[str, str]:
+    """Write the vocabulary of each lookup layer as JSON; returns its file by layer path.
+
+    Keras stores them as lines of text, which changes terms that hold a line separator, and loses a trailing empty one.
+    """
+    files = {}
+    for number, (path, layer) in enumerate(tree.vocabularies.items()):
+        terms = [_term(term) for term in layer.get_vocabulary(include_special_tokens=True)]
+        files[path] = f"{VOCABULARIES_DIR}/{number}.json"
+        writer.write_json(files[path], {"layer": path, "terms": terms})
+    return files
+
+
+def _term(term: Any) -> Any:
+    return term.decode("utf-8") if isinstance(term, bytes) else term if isinstance(term, str) else int(term)
+
+
+def restore_vocabularies(verified: VerifiedModel, files: Mapping[str, str], tree: ModelTree) -> None:
+    """Set the vocabulary of each lookup layer; ``RebuildError`` if the layer is not there."""
+    for path, name in files.items():
+        if path not in tree.vocabularies:
+            raise RebuildError(f"{path}: the rebuilt model has no lookup layer there to take its vocabulary.")
+        layer, terms = tree.vocabularies[path], verified.read_json(name)["terms"]
+        current = [_term(term) for term in layer.get_vocabulary(include_special_tokens=True)]
+        if current != terms:
+            _set_vocabulary(layer, terms)
+        restored = [_term(term) for term in layer.get_vocabulary(include_special_tokens=True)]
+        if restored != terms:
+            raise RebuildError(f"{path}: the vocabulary could not be set: {len(restored)} terms of {len(terms)}.")
+
+
+def _set_vocabulary(layer: Any, terms: list[Any]) -> None:
+    if getattr(layer, "output_mode", None) == "tf_idf":
+        weights = layer.idf_weights.numpy() if hasattr(layer.idf_weights, "numpy") else layer.idf_weights
+        layer.set_vocabulary(terms, idf_weights=weights[: len(terms)])
+    else:
+        layer.set_vocabulary(terms)
+
+
+# --- optimizers
+
+
+def write_optimizers(api: KerasApi, tree: ModelTree, writer: ArtifactWriter) -> dict[str, Any]:
+    """Write ``optimizer.safetensors`` with every optimizer's iterations and slots; returns a record by path."""
+    paths = tree.variable_paths()
+    sources: dict[str, TensorSource] = {}
+    records: dict[str, Any] = {}
+    for path, optimizer in tree.optimizers.items():
+        trained = _trained_variables(optimizer)
+        unknown = [variable.path for variable in trained if id(variable) not in paths]
+        if unknown:
+            raise CaptureError(
+                f"{path}: the optimizer trains {', '.join(unknown[:4])}, which is no variable of the model. Keep what "
+                "it trains as an attribute of the model."
+            )
+        keys = [f"{path}/{number}" for number in range(len(optimizer.variables))]
+        sources.update({key: _source(api, item) for key, item in zip(keys, optimizer.variables, strict=True)})
+        records[path] = {"built": bool(optimizer.built), "trains": [paths[id(variable)] for variable in trained]}
+    digests = write_tensors(writer, OPTIMIZER_FILE, sources) if sources else {}
+    for path, record in records.items():
+        count = len(tree.optimizers[path].variables)
+        record["sha256"] = [digests[f"{path}/{number}"] for number in range(count)]
+    return records
+
+
+def _trained_variables(optimizer: Any) -> list[Any]:
+    # Private: no public list of the variables that an optimizer was built on, and in which order.
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return list(getattr(inner, "_trainable_variables", ())) if optimizer.built else []
+
+
+def restore_optimizers(api: KerasApi, verified: VerifiedModel, records: Mapping[str, Any], tree: ModelTree) -> None:
+    """Build every optimizer on the variables it trained, in their order, and restore its slots and iterations.
+
+    Raises:
+        RebuildError: An optimizer is missing or has other variables.
+    """
+    if not records:
+        return
+    with verified.open(OPTIMIZER_FILE) as (file, size):
+        tensors = TensorFile(file, size, OPTIMIZER_FILE)
+        for path, record in records.items():
+            if path not in tree.optimizers:
+                raise RebuildError(f"{path}: the rebuilt model has no optimizer there; compile() must set it.")
+            _restore_optimizer(api, tensors, path, record, tree)
+
+
+def _restore_optimizer(
+    api: KerasApi, tensors: TensorFile, path: str, record: Mapping[str, Any], tree: ModelTree
+) -> None:
+    optimizer = tree.optimizers[path]
+    if record["built"] and not optimizer.built:
+        optimizer.build([tree.variables[name] for name in record["trains"]])
+    if len(optimizer.variables) != len(record["sha256"]):
+        raise RebuildError(
+            f"{path}: the rebuilt optimizer has {len(optimizer.variables)} variables, {len(record['sha256'])} are stored."
+        )
+    for number, (variable, sha256) in enumerate(zip(optimizer.variables, record["sha256"], strict=True)):
+        value = tensors.read(f"{path}/{number}", sha256=sha256)
+        shape, dtype = api.shape_and_dtype(variable)
+        if shape != value.shape or dtype != value.dtype.name:
+            raise RebuildError(
+                f"{path}: variable {variable.path} is {dtype} {shape}, stored is {value.dtype} {value.shape}."
+            )
+        api.assign(variable, value)

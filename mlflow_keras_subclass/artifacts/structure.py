@@ -1,0 +1,221 @@
+"""``structure.json``: what every layer is and how it was built, and the plain attributes of the whole tree.
+
+The rebuild needs neither a sample input nor a forward pass: every layer's build arguments are recorded by attribute
+path, and replayed top down (``tree build``). That reaches layers that ``call`` never reaches, and builds in the way
+that each class does itself. Imports errors, manifest, model_tree, keras_api and values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mlflow_keras_subclass.errors import FormatError, RebuildError
+from mlflow_keras_subclass.keras_api import KerasApi
+from mlflow_keras_subclass.model_tree import Attribute, ModelTree
+from mlflow_keras_subclass.values import Decoder, Encoder, EncodingError
+
+__all__ = [
+    "build_tree",
+    "capture_attribute",
+    "capture_attributes",
+    "capture_layers",
+    "compare_layers",
+    "restore_attributes",
+    "set_trainable",
+]
+
+_AUTOMATIC_NUMBER = re.compile(r"_\d+$")
+
+
+def capture_layers(api: KerasApi, tree: ModelTree, encoder: Encoder) -> dict[str, Any]:
+    """Each layer by path: class, name, how it was built, dtype policy, trainable flag."""
+    return {path: _capture_layer(api, path, layer, encoder) for path, layer in tree.layers.items()}
+
+
+def _capture_layer(api: KerasApi, path: str, layer: Any, encoder: Encoder) -> dict[str, Any]:
+    where = f"{path or 'model'}: build arguments"
+    record: dict[str, Any] = {
+        "class": _class_name(layer),
+        "name": layer.name,
+        "scope": layer.path.rpartition("/")[0] if layer.path else "",
+        "built": bool(layer.built),
+        "dtype_policy": api.dtype_policy(layer),
+        "trainable": bool(layer.trainable),
+        "build": encoder.encode(api.build_arguments(layer), where),
+    }
+    if api.overrides_build_config(layer):
+        record["build_config"] = encoder.encode(layer.get_build_config(), where)
+    return record
+
+
+def _class_name(layer: Any) -> str:
+    return type(layer).__qualname__
+
+
+def build_tree(api: KerasApi, records: Mapping[str, Any], decoder: Decoder, walk: Callable[[], ModelTree]) -> ModelTree:
+    """Name and build every layer of a freshly constructed model as it was recorded; returns the tree as built.
+
+    A layer with a ``build`` of its own is built with the recorded arguments, and the tree walked again if that made
+    new layers; a layer without one is marked built once everything below it is.
+    """
+    tree, done = walk(), set()
+    with warnings.catch_warnings():
+        # Keras warns of layers that are not built yet; everything is accounted for afterwards.
+        warnings.filterwarnings("ignore", message=".*build.*", category=UserWarning)
+        while pending := [path for path in tree.layers if path not in done]:
+            for path in pending:
+                done.add(path)
+                if path in records and _build_layer(api, tree.layers[path], path, records[path], decoder):
+                    tree = walk()
+                    break
+        for path, layer in reversed(tree.layers.items()):
+            if path in records and records[path]["built"] and not layer.built:
+                _finish_default_build(api, layer, records[path], decoder)
+    return tree
+
+
+def _build_layer(api: KerasApi, layer: Any, path: str, record: Mapping[str, Any], decoder: Decoder) -> bool:
+    """Prepare and build one layer; whether there may be new layers below it."""
+    if layer.name != record["name"]:
+        # Automatic names count up through a process; variables are named after them.
+        layer.name = record["name"]
+    if not layer.built and api.dtype_policy(layer) != record["dtype_policy"]:
+        api.set_dtype_policy(layer, record["dtype_policy"])
+    if not record["built"] or layer.built or api.has_default_build(layer):
+        return False
+    before = len(vars(layer)), len(api.sublayers(layer))
+    try:
+        with _name_scopes(api, record["scope"]):
+            if "build_config" in record:
+                layer.build_from_config(decoder.decode(record["build_config"]))
+            else:
+                layer.build(**(decoder.decode(record["build"]) or {}))
+    except Exception as error:
+        raise RebuildError(
+            f"{path or 'model'}: {_class_name(layer)}.build raised {type(error).__name__} when it was called with the "
+            f"recorded arguments {record['build']}: {error}"
+        ) from error
+    return not api.is_own(layer) or before != (len(vars(layer)), len(api.sublayers(layer)))
+
+
+def _finish_default_build(api: KerasApi, layer: Any, record: Mapping[str, Any], decoder: Decoder) -> None:
+    arguments = decoder.decode(record["build"])
+    if arguments and api.has_default_build(layer) and set(arguments) == {"input_shape"}:
+        with _name_scopes(api, record["scope"]):
+            layer.build(**arguments)
+    api.mark_built(layer)
+
+
+@contextlib.contextmanager
+def _name_scopes(api: KerasApi, scope: str) -> Any:
+    with contextlib.ExitStack() as stack:
+        for name in scope.split("/") if scope else ():
+            stack.enter_context(api.keras.name_scope(name))
+        yield
+
+
+def compare_layers(records: Mapping[str, Any], tree: ModelTree) -> None:
+    """Raise ``RebuildError`` unless the tree has exactly the recorded layers, of the recorded classes."""
+    missing, extra = sorted(records.keys() - tree.layers.keys()), sorted(tree.layers.keys() - records.keys())
+    changed = [
+        f"{path or 'model'} is a {_class_name(layer)}, was a {records[path]['class']}"
+        for path, layer in tree.layers.items()
+        if path in records and records[path]["class"] != _class_name(layer)
+    ]
+    if missing or extra or changed:
+        raise RebuildError(
+            "The rebuilt model does not have the layers of the one that was logged; missing: "
+            f"{_listed(missing)}; extra: {_listed(extra)}; changed: {_listed(changed)}. The constructor must make the "
+            "same layers from the same arguments; a layer added from outside must become an argument."
+        )
+
+
+def _listed(items: list[str]) -> str:
+    shown = ", ".join(item or "model" for item in items[:8]) or "none"
+    return shown if len(items) <= 8 else f"{shown} and {len(items) - 8} more"
+
+
+def set_trainable(records: Mapping[str, Any], tree: ModelTree, variables: Mapping[str, bool]) -> None:
+    """Freeze and unfreeze layers and variables as recorded."""
+    for path, layer in tree.layers.items():
+        if path in records and bool(layer.trainable) != records[path]["trainable"]:
+            # Setting it reaches everything below: outer layers come first.
+            layer.trainable = records[path]["trainable"]
+    for path, trainable in variables.items():
+        variable = tree.variables.get(path)
+        if variable is not None and hasattr(variable, "_trainable") and bool(variable.trainable) != trainable:
+            # Only Keras variables can be set; those of TensorFlow are fixed by their constructor.
+            with contextlib.suppress(AttributeError):
+                variable.trainable = trainable
+
+
+# --- attributes
+
+
+def capture_attributes(tree: ModelTree, encoder: Encoder) -> dict[str, Any]:
+    """Every value without state by path: its data form, or ``{"$type": …}`` where it has none."""
+    return {path: capture_attribute(path, item.value, encoder) for path, item in tree.attributes.items()}
+
+
+def capture_attribute(path: str, value: Any, encoder: Encoder) -> Any:
+    """One value of ``capture_attributes``."""
+    try:
+        return encoder.encode_alone(value, f"attribute {path}")
+    except EncodingError:
+        return {"$type": f"{type(value).__module__}.{type(value).__qualname__}"}
+
+
+def restore_attributes(
+    recorded: Mapping[str, Any],
+    tree: ModelTree,
+    decoder: Decoder,
+    *,
+    current: Callable[[str, Any], Any],
+    recorded_as: Callable[[Any], Any],
+) -> None:
+    """Give every attribute that differs from the recorded one its recorded value.
+
+    Args:
+        recorded: What ``capture_attributes`` returned.
+        tree: The rebuilt model's tree.
+        decoder: Of the artifact.
+        current: The encoding of a rebuilt value at a path, with arrays named by their content.
+        recorded_as: The same for a recorded encoding.
+
+    Raises:
+        RebuildError: An attribute differs and cannot be set.
+    """
+    for path, value in recorded.items():
+        if isinstance(value, dict) and "$type" in value:
+            continue
+        attribute = tree.attributes.get(path)
+        if attribute is not None and _comparable(current(path, attribute.value)) == _comparable(recorded_as(value)):
+            continue
+        try:
+            (attribute or _new_attribute(path, tree)).replace(decoder.decode(value))
+        except (TypeError, AttributeError, KeyError, IndexError, FormatError) as error:
+            raise RebuildError(
+                f"{path}: the attribute was changed after construction and cannot be set on the rebuilt model: {error}"
+            ) from error
+
+
+def _new_attribute(path: str, tree: ModelTree) -> Attribute:
+    owner_path, _, name = path.rpartition(".")
+    if owner_path not in tree.owners or not name.isidentifier():
+        raise KeyError(f"{owner_path or 'model'} is not in the rebuilt model")
+    return Attribute(owner=tree.owners[owner_path], key=name, value=None, is_item=False)
+
+
+def _comparable(value: Any) -> Any:
+    """``value`` without what differs between two builds of the same thing: the counters of automatic names."""
+    if isinstance(value, dict):
+        return {
+            key: _AUTOMATIC_NUMBER.sub("", item) if key == "name" and isinstance(item, str) else _comparable(item)
+            for key, item in value.items()
+            if key != "$id"
+        }
+    return [_comparable(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,61 @@
+"""Every error that this package raises on purpose; imports nothing of ours.
+
+One class for each thing a caller can do about it. The text says what, where, expected, got, and what to do.
+"""
+
+from __future__ import annotations
+
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+__all__ = [
+    "CaptureError",
+    "ClassDefinitionError",
+    "DeviceError",
+    "FormatError",
+    "IntegrityError",
+    "KerasSubclassError",
+    "PredictError",
+    "RebuildError",
+    "UntrustedCodeError",
+]
+
+
+class KerasSubclassError(MlflowException):
+    """Base of the errors below; an ``MlflowException`` with the code ``INVALID_PARAMETER_VALUE``."""
+
+    def __init__(self, message: str) -> None:
+        """Keep ``message`` as it is; MLflow's REST layer turns the code into a 400."""
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+
+
+class CaptureError(KerasSubclassError):
+    """The model cannot be stored so that it would come back the same: change the model or state ``config=``."""
+
+
+class ClassDefinitionError(KerasSubclassError):
+    """The class definition cannot be shipped or brought back: change the source or bring your own class."""
+
+
+class DeviceError(KerasSubclassError):
+    """The device asked for is not present in this process."""
+
+
+class FormatError(KerasSubclassError):
+    """A file of the artifact does not have the form that its format version promises."""
+
+
+class IntegrityError(KerasSubclassError):
+    """A file of the artifact is missing, added or changed since it was logged."""
+
+
+class PredictError(KerasSubclassError):
+    """The data given to ``predict`` does not fit what the model takes."""
+
+
+class RebuildError(KerasSubclassError):
+    """The class was brought back, but the model built from it is not the model that was logged."""
+
+
+class UntrustedCodeError(KerasSubclassError):
+    """Loading would run code from the artifact, and the caller or the environment forbids that."""

@@ -1,0 +1,148 @@
+"""The compiled call of a model, for each backend: arrays in, arrays out, traced once, safe to call from threads.
+
+Part of the seam. ``model.predict`` is not used unless the class overrides it: it builds a data pipeline for every
+call, which costs a small request a hundred times the model's own time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlflow_keras_subclass.specs import InputSpec
+
+if TYPE_CHECKING:
+    from mlflow_keras_subclass.keras_api import KerasApi
+
+__all__ = ["compiled"]
+
+_logger = logging.getLogger(__name__)
+
+Call = Callable[[Sequence[Any], Mapping[str, Any]], Any]
+
+
+def compiled(api: KerasApi, model: Any, input_spec: InputSpec | None, *, device: str | None, jit_compile: bool) -> Call:
+    """See ``KerasApi.compiled``."""
+    base = api.keras.Model
+    if type(model).predict is not base.predict:
+        return _serialised(api, lambda args, kwargs: model.predict(*args, **kwargs), device)
+    call = _step(model) if type(model).predict_step is not base.predict_step else _plain(model)
+    if input_spec is not None and not getattr(model, "run_eagerly", False):
+        if api.backend == "tensorflow":
+            return _tensorflow(api, call, input_spec, device=device, jit_compile=jit_compile)
+        if api.backend == "jax" and type(model).predict_step is base.predict_step:
+            return _jax(api, model, device)
+    return _eager(api, call, device)
+
+
+def _plain(model: Any) -> Call:
+    return lambda args, kwargs: (
+        model(*args, **kwargs, training=False) if _takes_training(model) else model(*args, **kwargs)
+    )
+
+
+def _takes_training(model: Any) -> bool:
+    return bool(getattr(model, "_call_has_training_arg", True))
+
+
+def _step(model: Any) -> Call:
+    # predict_step receives what the data adapter yields: a tuple of which x is the first.
+    return lambda args, kwargs: model.predict_step((args[0],) if len(args) == 1 and not kwargs else (tuple(args),))
+
+
+def _tensorflow(api: KerasApi, call: Call, spec: InputSpec, *, device: str | None, jit_compile: bool) -> Call:
+    tf = importlib.import_module("tensorflow")
+    leaves = spec.leaves()
+    names = list(leaves)
+
+    def flat(*tensors: Any) -> Any:
+        args, kwargs = spec.bind(dict(zip(names, tensors, strict=True)))
+        return call(args, kwargs)
+
+    signature = [tf.TensorSpec(leaf.shape, leaf.dtype) for leaf in leaves.values()]
+    # Keras runs a plain `call` without autograph, and so must this. The user's own tf.functions keep theirs.
+    function = tf.function(flat, input_signature=signature, autograph=False, jit_compile=jit_compile or None)
+    try:
+        with api.device(device):
+            traced = function.get_concrete_function()
+    except Exception as error:
+        # A call that needs Python values or a fixed batch cannot be traced; run as its author ran it.
+        _logger.warning("The call cannot be compiled with an open batch dimension and runs eagerly: %s", error)
+        return _eager(api, call, device)
+
+    def run(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        found = spec.flatten(args, kwargs)
+        with api.device(device):
+            tensors = [tf.constant(found[name], dtype=leaves[name].dtype) for name in names]
+            return _to_numpy(api, traced(*tensors))
+
+    return run
+
+
+def _jax(api: KerasApi, model: Any, device: str | None) -> Call:
+    jax = importlib.import_module("jax")
+
+    def stateless(trainable: Any, other: Any, args: Any, kwargs: Any) -> Any:
+        outputs, _ = model.stateless_call(trainable, other, *args, **kwargs, training=False)
+        return outputs
+
+    jitted = jax.jit(stateless)
+
+    def run(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        with api.device(device):
+            state = [[variable.value for variable in group] for group in _groups(model)]
+            return _to_numpy(api, jitted(*state, tuple(args), dict(kwargs)))
+
+    return run
+
+
+def _groups(model: Any) -> tuple[list[Any], list[Any]]:
+    return model.trainable_variables, model.non_trainable_variables
+
+
+def _eager(api: KerasApi, call: Call, device: str | None) -> Call:
+    def run(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        convert = api.keras.ops.convert_to_tensor
+        with api.device(device), _no_gradients(api.backend):
+            tensors = api.keras.tree.map_structure(convert, (tuple(args), dict(kwargs)))
+            return _to_numpy(api, call(*tensors))
+
+    return run
+
+
+def _serialised(api: KerasApi, call: Call, device: str | None) -> Call:
+    # Keras' predict keeps state on the model while it runs.
+    lock = threading.Lock()
+
+    def run(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        with lock, api.device(device):
+            return _to_numpy(api, call(args, kwargs))
+
+    return run
+
+
+def _no_gradients(backend: str) -> Any:
+    import contextlib
+
+    return importlib.import_module("torch").no_grad() if backend == "torch" else contextlib.nullcontext()
+
+
+def _to_numpy(api: KerasApi, outputs: Any) -> Any:
+    return api.keras.tree.map_structure(lambda value: _array(api, value), outputs)
+
+
+def _array(api: KerasApi, value: Any) -> Any:
+    if value is None or isinstance(value, str | bytes | bool | int | float):
+        return value
+    if hasattr(value, "to_list") and hasattr(value, "row_splits"):
+        return np.array(value.to_list(), dtype=object)
+    array = np.asarray(value if isinstance(value, np.ndarray) else api.keras.ops.convert_to_numpy(value))
+    if array.dtype == object:
+        decode = np.vectorize(lambda item: item.decode("utf-8") if isinstance(item, bytes) else item, otypes=[object])
+        return decode(array) if array.size else array
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array

@@ -1,0 +1,428 @@
+"""The two flows, in order: ``write`` a model's part of an artifact, ``rebuild`` the model from a verified one.
+
+Reads like the table of contents; each step is a part in ``artifacts``. Imports everything below it, MLflow not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.util import MAGIC_NUMBER
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlflow_keras_subclass import keras_api, recorder
+from mlflow_keras_subclass.artifacts import class_definition, config, provenance, state, structure
+from mlflow_keras_subclass.artifacts.class_definition import DefinitionRecord, is_user_defined
+from mlflow_keras_subclass.artifacts.provenance import GitRecord
+from mlflow_keras_subclass.errors import CaptureError, RebuildError
+from mlflow_keras_subclass.files import ArtifactWriter, FileEntry
+from mlflow_keras_subclass.keras_api import KerasApi
+from mlflow_keras_subclass.manifest import (
+    ARRAYS_FILE,
+    CODE_DIR,
+    CONFIG_FILE,
+    DATA_DIR,
+    FORMAT_VERSION,
+    OBJECTS_FILE,
+    STRUCTURE_FILE,
+    SUMMARY_FILE,
+    Manifest,
+    Versions,
+    write_manifest,
+)
+from mlflow_keras_subclass.model_tree import ModelTree, walk
+from mlflow_keras_subclass.specs import ArraySpec, InputSpec, Structure, observe, observe_call
+from mlflow_keras_subclass.tensors import TensorFile, TensorSource, write_tensors
+from mlflow_keras_subclass.trust import VerifiedModel
+from mlflow_keras_subclass.values import Decoder, Encoder
+
+__all__ = ["ModelFacts", "read_specs", "rebuild", "write"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What was written, for those who describe it: the model card, the signature, the tags."""
+
+    model_class: str
+    class_name: str
+    doc: str
+    input_spec: InputSpec | None
+    output_spec: Structure | None
+    parameter_count: int
+    trainable_count: int
+    git: GitRecord
+    third_party: tuple[str, ...]
+    manifest: Manifest
+    manifest_sha256: str
+    summary: str
+
+
+def write(
+    model: Any,
+    root: Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+    example: Any = None,
+    provenance: str = "full",
+    serialization_format: str = "cloudpickle",
+) -> ModelFacts:
+    """Write ``root/keras_subclass`` for ``model``; ``root/code``, if there, is digested too.
+
+    Args:
+        model: An instance of a ``keras.Model`` subclass that was called at least once.
+        root: The model directory; our folder in it must not exist.
+        config: The constructor's arguments by name, for a model whose arguments are not known.
+        custom_objects: Classes and functions by the names under which Keras is to find them.
+        example: An input of the model, used for its spec where no call of it was seen.
+        provenance: ``full`` (commit and patch), ``commit`` (no patch) or ``off``.
+        serialization_format: The route that a load takes: ``cloudpickle``, ``source`` or ``import``.
+
+    Raises:
+        CaptureError: Something of the model cannot be stored so that it would come back the same.
+        ClassDefinitionError: The class definition cannot be shipped.
+    """
+    return _Write(model, root, dict(custom_objects or {})).run(
+        config=config, example=example, detail=provenance, serialization_format=serialization_format
+    )
+
+
+class _Write:
+    def __init__(self, model: Any, root: Path, custom_objects: dict[str, Any]) -> None:
+        self._api = keras_api.for_model(model)
+        self._model = model
+        self._root = root
+        self._custom_objects = custom_objects
+        self._writer = ArtifactWriter(root, DATA_DIR)
+        self._encoder = Encoder(self._api, is_user_defined)
+
+    def run(
+        self, *, config: Mapping[str, Any] | None, example: Any, detail: str, serialization_format: str
+    ) -> ModelFacts:
+        tree = walk(self._api, self._model, is_user_defined)
+        _refuse(self._model, tree)
+        inputs = recorder.observed_input_spec(self._model) or _spec_of_example(self._model, example)
+        document = self._describe(tree, config)
+        variables = state.write_variables(self._api, tree, self._writer)
+        self._write_structure(tree)
+        outputs = _output_spec(self._api, self._model, inputs)
+        definitions = self._write_definitions(tree, serialization_format)
+        document |= {"definitions": definitions.record.to_json(), "opaque": _opaque(self._encoder)}
+        document |= _specs_to_json(inputs, outputs)
+        self._writer.write_json(CONFIG_FILE, document)
+        self._write_arrays()
+        git = provenance.write(self._writer, definitions.source_files, fallback=Path.cwd(), provenance=detail)
+        summary = _summary(self._model)
+        self._writer.write_text(SUMMARY_FILE, summary)
+        manifest = self._manifest()
+        total, trainable = state.parameter_counts(variables)
+        return ModelFacts(
+            model_class=manifest.model_class,
+            class_name=type(self._model).__qualname__,
+            doc=_first_line(type(self._model)),
+            input_spec=inputs,
+            output_spec=outputs,
+            parameter_count=total,
+            trainable_count=trainable,
+            git=git,
+            third_party=definitions.record.third_party,
+            manifest=manifest,
+            manifest_sha256=write_manifest(self._writer.directory, manifest),
+            summary=summary,
+        )
+
+    def _describe(self, tree: ModelTree, stated: Mapping[str, Any] | None) -> dict[str, Any]:
+        api, model = self._api, self._model
+        return {
+            "model_class": _class_name(model),
+            "constructor": config.capture_constructor(api, model, self._encoder, stated),
+            "compile": config.capture_compile(api, model, self._encoder),
+            "dtype_policy": api.dtype_policy(model),
+            "floatx": api.floatx,
+        }
+
+    def _write_structure(self, tree: ModelTree) -> None:
+        document = {
+            "layers": structure.capture_layers(self._api, tree, self._encoder),
+            "attributes": structure.capture_attributes(tree, self._encoder),
+            "vocabularies": state.write_vocabularies(tree, self._writer),
+            "optimizers": state.write_optimizers(self._api, tree, self._writer),
+        }
+        self._writer.write_json(STRUCTURE_FILE, document)
+
+    def _write_definitions(self, tree: ModelTree, serialization_format: str) -> class_definition.Written:
+        for owner in tree.owners.values():
+            if is_user_defined(type(owner)):
+                self._encoder.definition(type(owner))
+        registered = self._api.registered_names() | self._custom_objects
+        registrations = {
+            name: self._encoder.definition(item) for name, item in registered.items() if is_user_defined(item)
+        }
+        return class_definition.write(
+            self._writer,
+            self._encoder.definitions,
+            objects=self._encoder.objects,
+            registrations=registrations,
+            serialization_format=serialization_format,
+        )
+
+    def _write_arrays(self) -> None:
+        arrays = self._encoder.arrays
+        if arrays:
+            write_tensors(self._writer, ARRAYS_FILE, {name: _source(array) for name, array in arrays.items()})
+
+    def _manifest(self) -> Manifest:
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            created_at=datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            model_class=_class_name(self._model),
+            versions=_versions(self._api),
+            files=tuple(sorted([*self._writer.entries, *_code_entries(self._root)], key=lambda entry: entry.path)),
+        )
+
+
+def _refuse(model: Any, tree: ModelTree) -> None:
+    """Raise one ``CaptureError`` with all findings that make the model impossible to restore."""
+    findings = [
+        f"{path}: a set holds several layers or variables, which have no order and no name. Use a list or a dict."
+        for path in tree.unordered
+    ]
+    if len(tree.layers) > 1 and not any(layer.built for layer in tree.layers.values()):
+        findings.append(
+            f"model: {type(model).__qualname__} was never called, so its layers have no weights yet. Call it once on "
+            "data, or fit it, before logging."
+        )
+    if findings:
+        raise CaptureError("The model cannot be stored so that it comes back the same:\n" + "\n".join(findings))
+
+
+def _spec_of_example(model: Any, example: Any) -> InputSpec | None:
+    if example is None:
+        return None
+    parameters = inspect.signature(model.call).parameters.values()
+    names = [item.name for item in parameters if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)]
+    if isinstance(example, Mapping) and len(example) > 1 and set(example) <= set(names):
+        return observe_call((), dict(example), names, "float32")
+    return observe_call((example,), {}, names, "float32")
+
+
+def _output_spec(api: KerasApi, model: Any, inputs: InputSpec | None) -> Structure | None:
+    if inputs is None:
+        return None
+    args, kwargs = inputs.map(lambda spec: api.keras.KerasTensor(spec.shape, dtype=spec.dtype))
+    try:
+        return observe(model.compute_output_spec(*args, **kwargs), "float32")
+    except Exception:
+        # The user's call may need concrete values. The spec is information for the signature, which then has none.
+        return None
+
+
+def _specs_to_json(inputs: InputSpec | None, outputs: Structure | None) -> dict[str, Any]:
+    return config.specs_to_json(inputs, outputs)
+
+
+def _opaque(encoder: Encoder) -> dict[str, str]:
+    return {key: f"{type(item).__module__}.{type(item).__qualname__}" for key, item in encoder.objects.items()}
+
+
+def _source(array: np.ndarray[Any, Any]) -> TensorSource:
+    return TensorSource(shape=array.shape, dtype=array.dtype.name, value=lambda: array)
+
+
+def _code_entries(root: Path) -> list[FileEntry]:
+    entries = []
+    for path in sorted((root / CODE_DIR).rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            data = path.read_bytes()
+            name = path.relative_to(root).as_posix()
+            entries.append(FileEntry(path=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
+    return entries
+
+
+def _versions(api: KerasApi) -> Versions:
+    return Versions(
+        python=platform.python_version(),
+        python_magic=MAGIC_NUMBER.hex(),
+        keras=api.version,
+        backend=api.backend,
+        backend_version=api.backend_version,
+        numpy=np.__version__,
+        cloudpickle=importlib.metadata.version("cloudpickle"),
+        mlflow=importlib.metadata.version("mlflow"),
+        mlflow_keras_subclass=importlib.metadata.version("mlflow-keras-subclass"),
+    )
+
+
+def _class_name(model: Any) -> str:
+    return f"{type(model).__module__}:{type(model).__qualname__}"
+
+
+def _first_line(kind: type) -> str:
+    return next(iter((vars(kind).get("__doc__") or "").strip().splitlines()), "")
+
+
+def _summary(model: Any) -> str:
+    lines: list[str] = []
+    model.summary(line_length=100, expand_nested=True, print_fn=lambda line, **_: lines.append(line))
+    return "\n".join(lines)
+
+
+def read_specs(verified: VerifiedModel) -> tuple[InputSpec | None, Structure | None]:
+    """Input and output spec of the stored model."""
+    return config.read_specs(verified.read_json(CONFIG_FILE))
+
+
+def rebuild(
+    verified: VerifiedModel,
+    *,
+    custom_objects: Mapping[str, Any] | None = None,
+    compile: bool = True,
+    device: str | None = None,
+) -> Any:
+    """The model that was logged, rebuilt: an instance of its own class with all of its state.
+
+    Args:
+        verified: The artifact, checked.
+        custom_objects: The caller's classes and functions by name; if the model's class is among them, nothing
+            stored is unpickled or run.
+        compile: Whether to compile the model as it was compiled, and to restore its optimizers.
+        device: Where to put the variables (``cpu``, ``gpu:1``); ``None`` or ``auto`` leaves it to the backend.
+
+    Raises:
+        RebuildError: The model built is not the one that was logged.
+        ClassDefinitionError: The class cannot be brought back here.
+        UntrustedCodeError: The stored class may not be loaded.
+        DeviceError: ``device`` is not present.
+    """
+    return _Rebuild(verified, custom_objects or {}).run(compile=compile, device=device)
+
+
+class _Rebuild:
+    def __init__(self, verified: VerifiedModel, custom_objects: Mapping[str, Any]) -> None:
+        self._verified = verified
+        self._custom_objects = dict(custom_objects)
+        self._config = verified.read_json(CONFIG_FILE)
+        self._structure = verified.read_json(STRUCTURE_FILE)
+        self._api = keras_api.for_runtime()
+
+    def run(self, *, compile: bool, device: str | None) -> Any:
+        api, verified = self._api, self._verified
+        placed = api.check_device(device)
+        definitions = self._definitions()
+        decoder = Decoder(
+            api,
+            definitions=definitions.definitions,
+            objects=definitions.objects,
+            arrays=_stored_arrays(verified),
+            documents=(self._config, self._structure),
+        )
+        registered = {name: definitions.definitions[key] for name, key in definitions.registrations.items()}
+        with api.device(placed), self._construction(registered | self._custom_objects):
+            model = config.construct(api, self._config["constructor"], decoder)
+            variables = state.read_variables(verified)
+            tree = self._build(model, decoder, {item.path: item.trainable for item in variables})
+            if compile:
+                config.compile_model(model, self._config["compile"], decoder)
+                tree = self._walk(model)
+            structure.compare_layers(self._structure["layers"], tree)
+            state.restore_vocabularies(verified, self._structure["vocabularies"], tree)
+            state.restore_variables(api, verified, variables, tree, compiled=compile)
+            present = {
+                path: item for path, item in self._structure["optimizers"].items() if compile or path in tree.optimizers
+            }
+            state.restore_optimizers(api, verified, present, tree)
+            self._restore_attributes(tree, decoder)
+        return model
+
+    def _definitions(self) -> class_definition.Definitions:
+        """The user's classes: the caller's if the model's own is among them, else the stored ones."""
+        record = DefinitionRecord.from_json(self._config["definitions"])
+        given = _by_key(record, self._custom_objects)
+        if self._config["constructor"].get("definition") in given:
+            return class_definition.Definitions(definitions=given, objects={}, registrations={})
+        pickled = record.serialization_format == "cloudpickle" or OBJECTS_FILE in self._verified.names()
+        self._verified.policy.check_code(record.serialization_format, pickled=pickled)
+        stored = class_definition.read(record, self._verified)
+        return class_definition.Definitions(
+            definitions={**stored.definitions, **given}, objects=stored.objects, registrations=stored.registrations
+        )
+
+    def _construction(self, registered: Mapping[str, Any]) -> Any:
+        return self._api.construction(
+            dtype_policy=self._config["dtype_policy"], floatx=self._config["floatx"], custom_objects=registered
+        )
+
+    def _walk(self, model: Any) -> ModelTree:
+        return walk(self._api, model, is_user_defined)
+
+    def _build(self, model: Any, decoder: Decoder, trainable: Mapping[str, bool]) -> ModelTree:
+        records = self._structure["layers"]
+        tree = structure.build_tree(self._api, records, decoder, lambda: self._walk(model))
+        tree = self._walk(model)
+        inputs, _ = config.read_specs(self._config)
+        if inputs is not None and not trainable.keys() <= tree.variables.keys() and not tree.optimizers:
+            # A layer that makes variables only when it is called.
+            args, kwargs = inputs.map(_zeros)
+            model(*args, **kwargs)
+            tree = self._walk(model)
+        structure.set_trainable(records, tree, trainable)
+        return tree
+
+    def _restore_attributes(self, tree: ModelTree, decoder: Decoder) -> None:
+        encoder = Encoder(self._api, is_user_defined)
+        stored = _stored_arrays(self._verified)
+        structure.restore_attributes(
+            self._structure["attributes"],
+            tree,
+            decoder,
+            current=lambda path, value: _with_digests(
+                structure.capture_attribute(path, value, encoder), encoder.arrays.__getitem__
+            ),
+            recorded_as=lambda value: _with_digests(value, stored),
+        )
+
+
+def _by_key(record: DefinitionRecord, custom_objects: Mapping[str, Any]) -> dict[str, Any]:
+    """The caller's objects under the keys of the definitions they stand for: by key, qualified name or name."""
+    found = {}
+    for key, (_, qualname) in record.definitions.items():
+        for name in (key, qualname, qualname.rpartition(".")[2]):
+            if name in custom_objects:
+                found[key] = custom_objects[name]
+                break
+    return found
+
+
+def _zeros(spec: ArraySpec) -> Any:
+    shape = spec.observed or tuple(1 if size is None else size for size in spec.shape)
+    return np.full(shape, "", dtype=object) if spec.dtype == "string" else np.zeros(shape, dtype=spec.dtype)
+
+
+def _stored_arrays(verified: VerifiedModel) -> Callable[[str], np.ndarray[Any, Any]]:
+    def read(name: str) -> np.ndarray[Any, Any]:
+        with verified.open(ARRAYS_FILE) as (file, size):
+            return TensorFile(file, size, ARRAYS_FILE).read(name)
+
+    return read
+
+
+def _with_digests(value: Any, arrays: Callable[[str], np.ndarray[Any, Any]]) -> Any:
+    """An encoded value in which arrays are named by their content, so that two can be compared."""
+    if isinstance(value, list):
+        return [_with_digests(item, arrays) for item in value]
+    if not isinstance(value, dict):
+        return value
+    for tag in ("$array", "$scalar", "$tensor"):
+        if isinstance(value.get(tag), str):
+            array = arrays(value[tag])
+            content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+            return {tag: [array.dtype.str, list(array.shape), content]}
+    return {key: _with_digests(item, arrays) for key, item in value.items()}

@@ -1,0 +1,253 @@
+"""Notes how models are constructed, compiled and called, while the user's code runs; imports no Keras itself.
+
+``arm()`` leaves a hook that instruments Keras once it is imported (or at once if it is). The instruments only take
+notes: they change no argument, result or exception, and put nothing on the instance, because Keras' saver walks every
+attribute. Notes are kept by identity with weak keys: a class may be unhashable or call all instances equal.
+
+Why notes are needed: ``keras.Model.__new__`` (3.0 to 3.15.1) hides the constructor's arguments from Keras' own
+bookkeeping, so that the config it derives for a subclass holds the defaults instead of the values passed.
+
+Module state: the three note books below. There is one Keras in a process, and so one recorder.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import inspect
+import itertools
+import os
+import sys
+import types
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import wrapt
+
+from mlflow_keras_subclass.specs import InputSpec, observe_call
+
+__all__ = [
+    "RECORDER_VARIABLE",
+    "Arguments",
+    "arm",
+    "compile_arguments",
+    "constructor_arguments",
+    "observed_input_spec",
+]
+
+RECORDER_VARIABLE = "MLFLOW_KERAS_SUBCLASS_RECORDER"
+
+# Arrays up to this size are copied, so that a constructor that changes its argument in place does not change the note.
+_COPIED_ARRAY_BYTES = 2**20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """The positional and keyword arguments of one call, as the caller passed them."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class _Notes(Generic[T]):
+    """A mapping from objects, by identity and held weakly, to notes about them."""
+
+    def __init__(self) -> None:
+        self._notes: dict[int, tuple[weakref.ref[Any], T]] = {}
+
+    def put(self, instance: Any, note: T) -> None:
+        key = id(instance)
+        notes = self._notes
+        notes[key] = (weakref.ref(instance, lambda _: notes.pop(key, None)), note)
+
+    def get(self, instance: Any) -> T | None:
+        reference, note = self._notes.get(id(instance), (None, None))
+        return note if reference is not None and reference() is instance else None
+
+
+_CONSTRUCTED: _Notes[Arguments] = _Notes()
+_COMPILED: _Notes[Arguments] = _Notes()
+_CALLED: _Notes[InputSpec] = _Notes()
+
+
+def arm() -> None:
+    """Instrument Keras when it is imported, once; nothing happens if the environment variable says ``off``."""
+    if os.environ.get(RECORDER_VARIABLE, "on").lower() in ("off", "0", "false"):
+        return
+    # "keras.src.models.model" would fire before keras.Model has its final bases; the package's own end does not.
+    wrapt.register_post_import_hook(_instrument, "keras")
+
+
+def constructor_arguments(instance: Any) -> Arguments | None:
+    """The arguments that ``instance`` (a Keras layer or model) was constructed with, or ``None`` if not seen.
+
+    Containers are copies made before the constructor ran. An argument that was the object under construction itself
+    is held weakly; one that is gone makes the whole note ``None``.
+    """
+    note = _CONSTRUCTED.get(instance)
+    if note is None:
+        return None
+    try:
+        return Arguments(args=_released(note.args), kwargs=_released(dict(note.kwargs)))
+    except ReferenceError:
+        return None
+
+
+def compile_arguments(model: Any) -> Arguments | None:
+    """The arguments of the last ``compile()`` call, of the outermost override where the class overrides it."""
+    return _COMPILED.get(model)
+
+
+def observed_input_spec(model: Any) -> InputSpec | None:
+    """How ``model`` was called so far; dimensions that varied between calls are open."""
+    return _CALLED.get(model)
+
+
+def _instrument(keras: types.ModuleType) -> None:
+    layer, model = keras.layers.Layer, keras.Model
+    if getattr(layer.__new__, "_mks_instrumented", False):
+        return
+    _replace(layer, "__new__", _noting_new, static=True)
+    _replace(model, "__new__", _noting_new, static=True)
+    # Private: the one place that sees a call's arguments bound to names, converted, and inside Keras, where no
+    # frame of ours shows in a user's traceback or is converted by autograph. A test notices when it moves.
+    if hasattr(layer, "_maybe_build"):
+        _replace(layer, "_maybe_build", functools.partial(_noting_call, model))
+    for base in model.__mro__:
+        if "compile" in vars(base):
+            _replace(base, "compile", _noting_compile)
+            break
+
+
+def _replace(owner: type, name: str, instrument: Callable[[Callable[..., Any]], Any], *, static: bool = False) -> None:
+    original = getattr(owner, name)
+    noting = functools.wraps(original)(instrument(original))
+    noting._mks_instrumented = True
+    setattr(owner, name, staticmethod(noting) if static else noting)
+
+
+def _noting_new(original: Callable[..., Any]) -> Callable[..., Any]:
+    # Model.__new__ calls Layer.__new__ without arguments: the outermost call ends last, so its note stays.
+    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+        held = Arguments(args=_held(args), kwargs=_held(kwargs))
+        instance = original(cls, *args, **kwargs)
+        _CONSTRUCTED.put(instance, held)
+        return instance
+
+    return __new__
+
+
+def _noting_call(model: type, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _maybe_build(self: Any, call_spec: Any) -> Any:
+        if isinstance(self, model):
+            _note_call(self, call_spec)
+        return original(self, call_spec)
+
+    return _maybe_build
+
+
+def _note_call(model: Any, call_spec: Any) -> None:
+    parameters = inspect.signature(model.call).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    args, kwargs = _as_passed(dict(call_spec.user_arguments_dict), names, parameters)
+    spec = observe_call(args, kwargs, names, "float32")
+    known = _CALLED.get(model)
+    _CALLED.put(model, spec if known is None else known.generalized(spec))
+
+
+def _as_passed(
+    given: dict[str, Any], names: list[str], parameters: Iterable[inspect.Parameter]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Positional and keyword arguments from the bound ones: positional up to the first that was left out."""
+    args = [given.pop(name) for name in itertools.takewhile(given.__contains__, names)]
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            args.extend(given.pop(parameter.name, ()))
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            given.update(given.pop(parameter.name, {}))
+    return args, given
+
+
+def _noting_compile(original: Callable[..., Any]) -> Callable[..., Any]:
+    def compile(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        _COMPILED.put(self, _outermost_compile(self, sys._getframe(1)) or Arguments(args=args, kwargs=kwargs))
+        return result
+
+    return compile
+
+
+def _outermost_compile(model: Any, frame: types.FrameType | None) -> Arguments | None:
+    """The arguments of the user's own ``compile`` that called Keras', read from its frame."""
+    found = None
+    while frame is not None and frame.f_code.co_name == "compile" and frame.f_code.co_argcount:
+        if frame.f_locals.get(frame.f_code.co_varnames[0]) is not model:
+            break
+        found = _frame_arguments(frame)
+        frame = frame.f_back
+    return found
+
+
+def _frame_arguments(frame: types.FrameType) -> Arguments:
+    code, local = frame.f_code, frame.f_locals
+    names = list(code.co_varnames)
+    positional = names[1 : code.co_argcount]
+    kwonly = names[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    rest = iter(names[code.co_argcount + code.co_kwonlyargcount :])
+    varargs = local.get(next(rest), ()) if code.co_flags & 0x04 else ()
+    varkw = local.get(next(rest), {}) if code.co_flags & 0x08 else {}
+    if varargs:
+        return Arguments(args=(*(local[name] for name in positional), *varargs), kwargs=varkw)
+    return Arguments(args=(), kwargs={**{name: local[name] for name in (*positional, *kwonly)}, **varkw})
+
+
+@dataclass(frozen=True, slots=True)
+class _Weak:
+    """Stands in a note for an argument that was under construction: holding it would keep it alive for ever."""
+
+    reference: weakref.ref[Any]
+
+
+def _held(value: Any) -> Any:
+    """``value`` with its containers and small arrays copied, to be kept in a note."""
+    kind = type(value)
+    if kind in (dict, collections.OrderedDict):
+        return kind((key, _held(item)) for key, item in value.items())
+    if kind is collections.defaultdict:
+        return collections.defaultdict(value.default_factory, {key: _held(item) for key, item in value.items()})
+    if kind in (list, tuple, set, frozenset, collections.deque):
+        return kind(_held(item) for item in value)
+    if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and value.nbytes <= _COPIED_ARRAY_BYTES:
+        return value.copy()
+    if hasattr(value, "_tracker") and _under_construction(value):
+        return _Weak(weakref.ref(value))
+    return value
+
+
+def _under_construction(layer: Any) -> bool:
+    """Whether a method of ``layer`` is running, as when a parent passes itself to a child that it makes."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_argcount and code.co_filename != __file__ and frame.f_locals.get(code.co_varnames[0]) is layer:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _released(value: Any) -> Any:
+    if isinstance(value, _Weak):
+        target = value.reference()
+        if target is None:
+            raise ReferenceError
+        return target
+    kind = type(value)
+    if kind in (dict, collections.OrderedDict):
+        return kind((key, _released(item)) for key, item in value.items())
+    if kind in (list, tuple):
+        return kind(_released(item) for item in value)
+    return value

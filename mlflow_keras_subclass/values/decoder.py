@@ -1,0 +1,222 @@
+"""Type-tagged JSON to Python values: the inverse of the encoder."""
+
+from __future__ import annotations
+
+import base64
+import builtins
+import collections
+import importlib
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlflow_keras_subclass.errors import ClassDefinitionError, FormatError
+from mlflow_keras_subclass.keras_api import KerasApi
+
+__all__ = ["Decoder"]
+
+
+class Decoder:
+    """Decodes the values of one artifact.
+
+    Args:
+        api: The seam to Keras.
+        definitions: The user's classes and functions by key.
+        objects: The opaque objects by key.
+        arrays: The stored arrays by name.
+        documents: All JSON in which shared objects appear; written with sorted keys, so that a reference may come
+            before the object it refers to.
+    """
+
+    def __init__(
+        self,
+        api: KerasApi,
+        *,
+        definitions: Mapping[str, Any],
+        objects: Mapping[str, Any],
+        arrays: Callable[[str], np.ndarray[Any, Any]],
+        documents: Sequence[Any] = (),
+    ) -> None:
+        """Start with no object decoded."""
+        self._api = api
+        self._definitions = definitions
+        self._objects = objects
+        self._arrays = arrays
+        self._shared: dict[int, Any] = {}
+        self._first: dict[int, dict[str, Any]] = {}
+        for document in documents:
+            self._index(document)
+
+    def decode(self, value: Any) -> Any:
+        """The Python value that ``value`` was encoded from.
+
+        Raises:
+            FormatError: A tag is not known or its content has another form.
+            ClassDefinitionError: A class, function or object it names was not shipped.
+        """
+        if isinstance(value, list):
+            return [self.decode(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        tag = next((key for key in value if key.startswith("$") and key != "$id"), None)
+        if tag is None:
+            return {key: self.decode(item) for key, item in value.items()}
+        read = self._readers.get(tag)
+        if read is None:
+            raise FormatError(f"config: unknown tag {tag!r} in {value!r:.200}.")
+        if value.get("$id") in self._shared:
+            return self._shared[value["$id"]]
+        found = read(self, value)
+        if "$id" in value:
+            self._shared[value["$id"]] = found
+        return found
+
+    def definition(self, key: Any) -> Any:
+        """The user's class or function shipped under ``key``."""
+        if key not in self._definitions:
+            known = ", ".join(sorted(self._definitions)) or "none"
+            raise ClassDefinitionError(f"config names the definition {key!r}, which is not at hand; at hand: {known}.")
+        return self._definitions[key]
+
+    def _index(self, value: Any) -> None:
+        if isinstance(value, dict):
+            if "$id" in value:
+                self._first[value["$id"]] = value
+            value = list(value.values())
+        if isinstance(value, list):
+            for item in value:
+                self._index(item)
+
+    def _reference(self, value: dict[str, Any]) -> Any:
+        number = value["$ref"]
+        if number not in self._shared and number not in self._first:
+            raise FormatError(f"config: a reference to object {number!r}, which is not in the document.")
+        return self._shared[number] if number in self._shared else self.decode(self._first[number])
+
+    def _items(self, value: Any) -> list[Any]:
+        return [self.decode(item) for item in value]
+
+    def _dict(self, value: dict[str, Any]) -> Any:
+        pairs = [(self.decode(key), self.decode(item)) for key, item in value["$dict"]]
+        match value.get("type"):
+            case None:
+                return dict(pairs)
+            case "OrderedDict":
+                return collections.OrderedDict(pairs)
+            case "defaultdict":
+                default = value.get("default")
+                return collections.defaultdict(None if default is None else getattr(builtins, default), pairs)
+        raise FormatError(f"config: unknown type of dict {value['type']!r}.")
+
+    def _array(self, stored: Any) -> np.ndarray[Any, Any]:
+        if isinstance(stored, str):
+            return self._arrays(stored)
+        if "objects" in stored:
+            array = np.empty(len(stored["objects"]), dtype=object)
+            array[:] = self._items(stored["objects"])
+            return array.reshape(stored["shape"])
+        return np.array(stored["text"], dtype=np.dtype(stored["dtype"])).reshape(stored["shape"])
+
+    def _path(self, value: dict[str, Any]) -> Any:
+        kind = value["type"]
+        pure = kind.startswith("Pure")
+        return getattr(pathlib, kind)(value["$path"]) if pure else pathlib.Path(value["$path"])
+
+    def _dataclass(self, value: dict[str, Any]) -> Any:
+        # Not through __init__: __post_init__ may derive or check, and has done so when the values were captured.
+        kind = self.definition(value["$dataclass"])
+        instance = kind.__new__(kind)
+        for name, item in value["fields"].items():
+            object.__setattr__(instance, name, self.decode(item))
+        return instance
+
+    def _instance(self, value: dict[str, Any]) -> Any:
+        kind = self.definition(value["$instance"])
+        instance = kind.__new__(kind)
+        vars(instance).update({name: self.decode(item) for name, item in value["attributes"].items()})
+        return instance
+
+    def _class_of(self, spec: dict[str, Any]) -> Any:
+        if "definition" in spec:
+            return self.definition(spec["definition"])
+        kind = getattr(self._api.keras.layers, spec["keras_layer"], None)
+        if not (isinstance(kind, type) and issubclass(kind, self._api.keras.layers.Layer)):
+            raise FormatError(f"config: keras.layers has no layer {spec['keras_layer']!r} (Keras {self._api.version}).")
+        return kind
+
+    def _construct(self, value: dict[str, Any]) -> Any:
+        spec = value["$construct"]
+        kwargs = {key: self.decode(item) for key, item in spec["kwargs"].items()}
+        return self._class_of(spec)(*self._items(spec["args"]), **kwargs)
+
+    def _from_config(self, value: dict[str, Any]) -> Any:
+        spec = value["$from_config"]
+        return self._class_of(spec).from_config(self.decode(spec["config"]))
+
+    def _sequential(self, value: dict[str, Any]) -> Any:
+        spec = value["$sequential"]
+        inputs = [self._api.keras.Input(batch_shape=item["shape"], dtype=item["dtype"]) for item in spec["inputs"]]
+        return self._api.keras.Sequential([*inputs, *self._items(spec["layers"])], name=spec["name"])
+
+    def _functional(self, value: dict[str, Any]) -> Any:
+        spec = value["$functional"]
+        layers = {name: self.decode(item) for name, item in spec["layers"].items()}
+
+        class _Decoded:
+            """Stands in the graph's description for a layer that was decoded already."""
+
+            @classmethod
+            def from_config(cls, config: dict[str, Any]) -> Any:
+                layer = layers[config["name"]]
+                # The graph finds its layers by name, and automatic names differ from process to process.
+                layer.name = config["name"]
+                return layer
+
+        functional = type(self._api.keras.Model(self._api.keras.Input((1,)), self._api.keras.Input((1,))))
+        return functional.from_config(self.decode(spec["config"]), custom_objects={"_Decoded": _Decoded})
+
+    def _object(self, value: dict[str, Any]) -> Any:
+        if value["$object"] not in self._objects:
+            raise ClassDefinitionError(
+                f"config names the opaque object {value['$object']!r} ({value.get('repr', '')}), which was not loaded: "
+                "it can only come from objects.cloudpickle, and this load does not unpickle."
+            )
+        return self._objects[value["$object"]]
+
+    def _tensorflow(self, name: str) -> Any:
+        return getattr(importlib.import_module("tensorflow"), name)
+
+    _readers: Mapping[str, Callable[[Decoder, dict[str, Any]], Any]] = {
+        "$tuple": lambda self, value: tuple(self._items(value["$tuple"])),
+        "$set": lambda self, value: set(self._items(value["$set"])),
+        "$frozenset": lambda self, value: frozenset(self._items(value["$frozenset"])),
+        "$deque": lambda self, value: collections.deque(self._items(value["$deque"])),
+        "$dict": _dict,
+        "$float": lambda self, value: float(value["$float"]),
+        "$bytes": lambda self, value: base64.b64decode(value["$bytes"]),
+        "$complex": lambda self, value: complex(*map(float, value["$complex"])),
+        "$range": lambda self, value: range(*value["$range"]),
+        "$slice": lambda self, value: slice(*self._items(value["$slice"])),
+        "$ellipsis": lambda self, value: Ellipsis,
+        "$array": lambda self, value: self._array(value["$array"]),
+        "$scalar": lambda self, value: self._array(value["$scalar"])[()],
+        "$tensor": lambda self, value: self._api.keras.ops.convert_to_tensor(self._array(value["$tensor"])),
+        "$dtype": lambda self, value: np.dtype(value["$dtype"]),
+        "$tf_dtype": lambda self, value: self._tensorflow("dtypes").as_dtype(value["$tf_dtype"]),
+        "$shape": lambda self, value: self._tensorflow("TensorShape")(value["$shape"]),
+        "$path": _path,
+        "$definition": lambda self, value: self.definition(value["$definition"]),
+        "$enum": lambda self, value: self.definition(value["$enum"])[value["name"]],
+        "$dataclass": _dataclass,
+        "$namedtuple": lambda self, value: self.definition(value["$namedtuple"])(*self._items(value["items"])),
+        "$instance": _instance,
+        "$keras": lambda self, value: self._api.deserialize(value["$keras"]),
+        "$construct": _construct,
+        "$from_config": _from_config,
+        "$sequential": _sequential,
+        "$functional": _functional,
+        "$object": _object,
+        "$ref": _reference,
+    }
