@@ -22,7 +22,7 @@ from mlflow_keras_subclass import keras_api, recorder
 from mlflow_keras_subclass.artifacts import class_definition, config, provenance, state, structure
 from mlflow_keras_subclass.artifacts.class_definition import DefinitionRecord, is_user_defined
 from mlflow_keras_subclass.artifacts.provenance import GitRecord
-from mlflow_keras_subclass.errors import CaptureError, RebuildError
+from mlflow_keras_subclass.errors import CaptureError
 from mlflow_keras_subclass.files import ArtifactWriter, FileEntry
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import (
@@ -333,7 +333,6 @@ class _Rebuild:
                 config.compile_model(model, self._config["compile"], decoder)
                 tree = self._walk(model)
             structure.compare_layers(self._structure["layers"], tree)
-            state.restore_vocabularies(verified, self._structure["vocabularies"], tree)
             state.restore_variables(api, verified, variables, tree, compiled=compile)
             present = {
                 path: item for path, item in self._structure["optimizers"].items() if compile or path in tree.optimizers
@@ -366,6 +365,7 @@ class _Rebuild:
     def _build(self, model: Any, decoder: Decoder, trainable: Mapping[str, bool]) -> ModelTree:
         records = self._structure["layers"]
         tree = structure.build_tree(self._api, records, decoder, lambda: self._walk(model))
+        state.restore_vocabularies(self._verified, self._structure["vocabularies"], tree)
         tree = self._walk(model)
         inputs, _ = config.read_specs(self._config)
         if inputs is not None and not trainable.keys() <= tree.variables.keys() and not tree.optimizers:

@@ -42,6 +42,8 @@ RECORDER_VARIABLE = "MLFLOW_KERAS_SUBCLASS_RECORDER"
 # Arrays up to this size are copied, so that a constructor that changes its argument in place does not change the note.
 _COPIED_ARRAY_BYTES = 2**20
 
+_INSTRUMENTED = "_mlflow_keras_subclass_instrumented"
+
 T = TypeVar("T")
 
 
@@ -109,10 +111,10 @@ def observed_input_spec(model: Any) -> InputSpec | None:
 
 def _instrument(keras: types.ModuleType) -> None:
     layer, model = keras.layers.Layer, keras.Model
-    if getattr(layer.__new__, "_mks_instrumented", False):
+    if hasattr(layer.__new__, _INSTRUMENTED):
         return
-    _replace(layer, "__new__", _noting_new, static=True)
-    _replace(model, "__new__", _noting_new, static=True)
+    for base in _constructed_bases(keras):
+        _replace(base, "__new__", _noting_new, static=True)
     # Private: the one place that sees a call's arguments bound to names, converted, and inside Keras, where no
     # frame of ours shows in a user's traceback or is converted by autograph. A test notices when it moves.
     if hasattr(layer, "_maybe_build"):
@@ -123,22 +125,40 @@ def _instrument(keras: types.ModuleType) -> None:
             break
 
 
+def _constructed_bases(keras: types.ModuleType) -> list[type]:
+    """Keras' own classes that users derive from; most outer last, since these ``__new__`` call each other."""
+    return [
+        keras.layers.Layer,
+        keras.Model,
+        keras.Sequential,
+        keras.metrics.Metric,
+        keras.losses.Loss,
+        keras.optimizers.Optimizer,
+        keras.optimizers.schedules.LearningRateSchedule,
+        keras.initializers.Initializer,
+        keras.regularizers.Regularizer,
+        keras.constraints.Constraint,
+    ]
+
+
 def _replace(owner: type, name: str, instrument: Callable[[Callable[..., Any]], Any], *, static: bool = False) -> None:
     original = getattr(owner, name)
     noting = functools.wraps(original)(instrument(original))
-    noting._mks_instrumented = True
+    setattr(noting, _INSTRUMENTED, True)
     setattr(owner, name, staticmethod(noting) if static else noting)
 
 
 def _noting_new(original: Callable[..., Any]) -> Callable[..., Any]:
-    # Model.__new__ calls Layer.__new__ without arguments: the outermost call ends last, so its note stays.
-    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+    # Model.__new__ calls Layer.__new__ without the arguments: the outermost call ends last, so its note stays.
+    takes_arguments = original is not object.__new__
+
+    def noting_new(cls: type, *args: Any, **kwargs: Any) -> Any:
         held = Arguments(args=_held(args), kwargs=_held(kwargs))
-        instance = original(cls, *args, **kwargs)
+        instance = original(cls, *args, **kwargs) if takes_arguments else original(cls)
         _CONSTRUCTED.put(instance, held)
         return instance
 
-    return __new__
+    return noting_new
 
 
 def _noting_call(model: type, original: Callable[..., Any]) -> Callable[..., Any]:

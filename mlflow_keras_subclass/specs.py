@@ -116,7 +116,8 @@ class InputSpec:
         missing, unknown = names - arrays.keys(), arrays.keys() - names
         if missing or unknown:
             raise PredictError(
-                f"The model takes the inputs {_listed(names)}; missing: {_listed(missing)}; unknown: {_listed(unknown)}."
+                f"The model takes the inputs {_listed(names)}; missing: {_listed(missing)}; "
+                f"unknown: {_listed(unknown)}."
             )
         return self._map(lambda name, _: arrays[name])
 
@@ -280,8 +281,8 @@ def structure_to_json(structure: Structure) -> dict[str, Any]:
 def structure_from_json(value: Any) -> Structure:
     """The inverse of ``structure_to_json``; raises ``FormatError``."""
     match value:
-        case {"shape": list(shape), "dtype": str(dtype), **rest}:
-            observed = rest.get("observed")
+        case {"shape": list(shape), "dtype": str(dtype)}:
+            observed = value.get("observed")
             return ArraySpec(
                 shape=tuple(_dimension(size) for size in shape),
                 dtype=dtype,

@@ -99,7 +99,7 @@ def _bytes_of(key: str, source: TensorSource) -> memoryview:
         )
     if value.dtype.byteorder == ">":
         value = value.astype(value.dtype.newbyteorder("<"))
-    return memoryview(value.reshape(-1).view(np.uint8))
+    return value.reshape(-1).view(np.uint8).data
 
 
 class TensorFile:
@@ -141,7 +141,7 @@ class TensorFile:
             raise FormatError(f"{self._name}: has no array {key!r}.")
         shape, dtype, offset = self._arrays[key]
         array = np.empty(shape, dtype=_numpy_dtype(dtype))
-        data = memoryview(array.reshape(-1).view(np.uint8))
+        data = array.reshape(-1).view(np.uint8).data
         self._file.seek(self._start + offset)
         if self._file.readinto(data) != len(data):  # type: ignore[attr-defined] # every open file has it
             raise IntegrityError(f"{self._name}: ended within {key!r} while it was being read.")
@@ -176,6 +176,6 @@ class TensorFile:
 
 
 def _numpy_dtype(name: str) -> np.dtype[Any]:
-    if name.startswith(("bfloat", "float8")):
-        return np.dtype(getattr(ml_dtypes, name))
-    return np.dtype(name)
+    scalar: Any = getattr(ml_dtypes, name) if name.startswith(("bfloat", "float8")) else name
+    dtype: np.dtype[Any] = np.dtype(scalar)
+    return dtype

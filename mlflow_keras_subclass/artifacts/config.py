@@ -152,8 +152,8 @@ def _called(constructor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return constructor(*args, **kwargs)
     except Exception as error:
         raise RebuildError(
-            f"{getattr(constructor, '__qualname__', constructor)} raised {type(error).__name__} when it was called with "
-            f"the stored arguments: {error}"
+            f"{getattr(constructor, '__qualname__', constructor)} raised {type(error).__name__} when it was called "
+            f"with the stored arguments: {error}"
         ) from error
 
 
@@ -174,8 +174,8 @@ def _keras_compile_config(api: KerasApi, model: Any) -> dict[str, Any]:
     if type(model).compile is not api.keras.Model.compile:
         raise EncodingError(
             "compile()",
-            f"{type(model).__qualname__} overrides compile, and was compiled before mlflow_keras_subclass was imported, "
-            "so that its arguments are not known. Import it first, or compile the model again",
+            f"{type(model).__qualname__} overrides compile, and was compiled before mlflow_keras_subclass was "
+            "imported, so that its arguments are not known. Import it first, or compile the model again",
         )
     # Private: the only place that keeps the arguments as they are; get_compile_config() returns them serialised.
     return {key: item for key, item in model._compile_config.config.items() if item is not None}

@@ -205,8 +205,8 @@ def restore_vocabularies(verified: VerifiedModel, files: Mapping[str, str], tree
 
 def _set_vocabulary(layer: Any, terms: list[Any]) -> None:
     if getattr(layer, "output_mode", None) == "tf_idf":
-        weights = layer.idf_weights.numpy() if hasattr(layer.idf_weights, "numpy") else layer.idf_weights
-        layer.set_vocabulary(terms, idf_weights=weights[: len(terms)])
+        # Any weights: they are variables, and restored with these.
+        layer.set_vocabulary(terms, idf_weights=[1.0] * len(terms))
     else:
         layer.set_vocabulary(terms)
 
@@ -267,7 +267,8 @@ def _restore_optimizer(
         optimizer.build([tree.variables[name] for name in record["trains"]])
     if len(optimizer.variables) != len(record["sha256"]):
         raise RebuildError(
-            f"{path}: the rebuilt optimizer has {len(optimizer.variables)} variables, {len(record['sha256'])} are stored."
+            f"{path}: the rebuilt optimizer has {len(optimizer.variables)} variables, "
+            f"{len(record['sha256'])} are stored."
         )
     for number, (variable, sha256) in enumerate(zip(optimizer.variables, record["sha256"], strict=True)):
         value = tensors.read(f"{path}/{number}", sha256=sha256)

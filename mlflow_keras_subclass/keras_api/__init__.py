@@ -74,7 +74,7 @@ class KerasApi:
 
     def is_functional(self, value: Any) -> bool:
         """Whether ``value`` is a Functional model of Keras' own class, made from symbolic tensors."""
-        return self.is_own(value) and type(value).__name__ == "Functional"
+        return type(value) is self.functional_class
 
     def is_sequential(self, value: Any) -> bool:
         """Whether ``value`` is a Sequential model of Keras' own class."""
@@ -117,6 +117,13 @@ class KerasApi:
         if self.backend in native:
             kinds.append(native[self.backend](importlib.import_module(self.backend)))
         return tuple(kinds)
+
+    @functools.cached_property
+    def functional_class(self) -> Any:
+        """Keras' own class of models that are made from symbolic tensors."""
+        with self.name_scope():
+            inputs = self.keras.Input((1,))
+            return type(self.keras.Model(inputs, self.keras.layers.Identity()(inputs)))
 
     # --- state
 

@@ -113,11 +113,13 @@ class Decoder:
     def _array(self, stored: Any) -> np.ndarray[Any, Any]:
         if isinstance(stored, str):
             return self._arrays(stored)
+        shape = tuple(stored["shape"])
         if "objects" in stored:
             array = np.empty(len(stored["objects"]), dtype=object)
             array[:] = self._items(stored["objects"])
-            return array.reshape(stored["shape"])
-        return np.array(stored["text"], dtype=np.dtype(stored["dtype"])).reshape(stored["shape"])
+        else:
+            array = np.array(stored["text"], dtype=np.dtype(stored["dtype"]))
+        return array.reshape(shape)
 
     def _path(self, value: dict[str, Any]) -> Any:
         kind = value["type"]
@@ -174,8 +176,9 @@ class Decoder:
                 layer.name = config["name"]
                 return layer
 
-        functional = type(self._api.keras.Model(self._api.keras.Input((1,)), self._api.keras.Input((1,))))
-        return functional.from_config(self.decode(spec["config"]), custom_objects={"_Decoded": _Decoded})
+        return self._api.functional_class.from_config(
+            self.decode(spec["config"]), custom_objects={"_Decoded": _Decoded}
+        )
 
     def _object(self, value: dict[str, Any]) -> Any:
         if value["$object"] not in self._objects:

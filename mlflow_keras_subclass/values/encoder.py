@@ -366,7 +366,11 @@ def _has_plain_state(kind: type) -> bool:
     """Whether an instance is fully described by its ``__dict__``."""
     hooks = ("__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__")
     own = {name for base in kind.__mro__[:-1] for name in vars(base)}
-    return not own.intersection(hooks) and "__slots__" not in own and kind.__mro__[-2].__new__ is object.__new__
+    return (
+        not own.intersection(hooks)
+        and "__slots__" not in own
+        and all("__new__" not in vars(base) for base in kind.__mro__[:-1])
+    )
 
 
 def _serialises_itself(api: KerasApi, layer: Any) -> bool:

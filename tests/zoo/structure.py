@@ -1,0 +1,406 @@
+"""Where models keep their layers, and how these are built."""
+
+import collections
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from zoo import case
+from zoo.arguments import X, called
+
+
+class Autoencoder(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.encoder = keras.layers.Dense(2)
+        self.decoder = keras.layers.Dense(4)
+
+    def call(self, x):
+        return self.encoder(x)
+
+    def decode(self, z):
+        return self.decoder(z)
+
+
+@case()
+def decoder_not_reached_by_call():
+    model = Autoencoder()
+    model.decode(model(X))
+    return model, (X,)
+
+
+class TrainingBranch(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.main = keras.layers.Dense(3)
+        self.auxiliary = keras.layers.Dense(2)
+
+    def call(self, x, training=False):
+        y = self.main(x)
+        if training:
+            self.add_loss(keras.ops.mean(self.auxiliary(y)))
+        return y
+
+
+@case()
+def branch_built_only_in_training():
+    model = TrainingBranch()
+    model(X, training=True)
+    return model, (X,)
+
+
+class NoopBuild(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    def build(self, input_shape):
+        pass
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@case()
+def noop_build():
+    return called(NoopBuild(), X)
+
+
+class LayersInBuild(keras.Model):
+    def __init__(self, depth):
+        super().__init__()
+        self.depth = depth
+
+    def build(self, input_shape):
+        self.stack = [keras.layers.Dense(input_shape[-1]) for _ in range(self.depth)]
+        self.scale = self.add_weight(shape=(input_shape[-1],), initializer="ones")
+        super().build(input_shape)
+
+    def call(self, x):
+        for layer in self.stack:
+            x = layer(x)
+        return x * self.scale
+
+
+@case()
+def layers_made_in_build():
+    return called(LayersInBuild(3), X)
+
+
+class Containers(keras.Model):
+    def __init__(self):
+        super().__init__()
+        pair = collections.namedtuple("pair", "left right")
+        self.in_list = [keras.layers.Dense(4), [keras.layers.Dense(4), keras.layers.Dense(4)]]
+        self.in_dict = {"b": keras.layers.Dense(4), "a": {"deep": keras.layers.Dense(4)}, 3: keras.layers.Dense(4)}
+        self.in_tuple = (keras.layers.Dense(4), 7)
+        self.in_namedtuple = pair(keras.layers.Dense(4), keras.layers.Dense(4))
+
+    def call(self, x):
+        layers = [self.in_list[0], *self.in_list[1], self.in_dict["b"], self.in_dict["a"]["deep"], self.in_dict[3]]
+        for layer in [*layers, self.in_tuple[0], self.in_namedtuple.left, self.in_namedtuple.right]:
+            x = layer(x)
+        return x
+
+
+@case()
+def nested_containers():
+    return called(Containers(), X)
+
+
+class Deque(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.queue = collections.deque([keras.layers.Dense(4), keras.layers.Dense(3)])
+
+    def call(self, x):
+        for layer in self.queue:
+            x = layer(x)
+        return x
+
+
+@case()
+def deque_of_layers():
+    return called(Deque(), X)
+
+
+class SetOfLayers(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.layer_set = {keras.layers.Dense(4), keras.layers.Dense(4)}
+
+    def call(self, x):
+        for layer in self.layer_set:
+            x = layer(x)
+        return x
+
+
+@case(refused="layer_set: a set holds several layers")
+def set_of_layers():
+    return called(SetOfLayers(), X)
+
+
+class Holder:
+    def __init__(self):
+        self.dense = keras.layers.Dense(3)
+
+
+@dataclasses.dataclass
+class Parts:
+    first: object
+    second: object
+
+
+class Untracked(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.holder = Holder()
+        self.parts = Parts(keras.layers.Dense(3), tf.Variable(2.0))
+        inner = keras.layers.Dense(2)
+        self.apply_inner = lambda x: inner(x)
+
+    def call(self, x):
+        return self.apply_inner(self.parts.first(self.holder.dense(x)) * self.parts.second)
+
+
+@case()
+def layers_in_objects_and_closures():
+    model, inputs = called(Untracked(), X)
+    model.parts.second.assign(5.0)
+    return model, inputs
+
+
+class Module(tf.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = tf.Variable(tf.random.normal((4, 3)))
+
+    def __call__(self, x):
+        return x @ self.w
+
+
+class RawTensorFlow(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.module = Module()
+        self.token = tf.Variable(tf.random.normal((1, 3)), name="token")
+        self.frozen = tf.Variable(2.0, trainable=False)
+
+    def call(self, x):
+        return (self.module(x) + self.token) * self.frozen
+
+
+@case()
+def raw_variables_and_modules():
+    model, inputs = called(RawTensorFlow(), X)
+    model.frozen.assign(3.0)
+    return model, inputs
+
+
+class Shared(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.a = keras.layers.Dense(4)
+        self.b = self.a
+        self.everything = [self.a, self.b]
+
+    def call(self, x):
+        return self.everything[1](self.a(x)) + self.b(x)
+
+
+@case()
+def shared_layer():
+    return called(Shared(), X)
+
+
+class AddedLater(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(4)
+        self.head = None
+
+    def call(self, x):
+        y = self.dense(x)
+        return y if self.head is None else self.head(y)
+
+
+@case(refused="head")
+def layer_added_after_construction():
+    model = AddedLater()
+    model.head = keras.layers.Dense(2)
+    return called(model, X)
+
+
+class Gan(keras.Model):
+    def __init__(self, latent):
+        super().__init__()
+        self.generator = keras.Sequential([keras.Input((latent,)), keras.layers.Dense(4)])
+        self.discriminator = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+
+    def compile(self, d_optimizer, g_optimizer, loss_fn):
+        super().compile()
+        self.d_optimizer = d_optimizer
+        self.g_optimizer = g_optimizer
+        self.loss_fn = loss_fn
+        self.d_metric = keras.metrics.Mean(name="d")
+
+    def train_step(self, data):
+        noise = tf.random.normal((tf.shape(data)[0], 2))
+        with tf.GradientTape() as tape:
+            loss = self.loss_fn(tf.zeros((1, 1)), self.discriminator(self.generator(noise)))
+        self.d_optimizer.apply_gradients(
+            zip(
+                tape.gradient(loss, self.discriminator.trainable_weights),
+                self.discriminator.trainable_weights,
+                strict=True,
+            )
+        )
+        self.d_metric.update_state(loss)
+        return {"d": self.d_metric.result()}
+
+
+@case()
+def gan_without_call():
+    model = Gan(2)
+    model.compile(
+        d_optimizer=keras.optimizers.Adam(0.01),
+        g_optimizer=keras.optimizers.SGD(0.02),
+        loss_fn=keras.losses.BinaryCrossentropy(from_logits=True),
+    )
+    model.fit(X, verbose=0)
+    return model, ()
+
+
+class BuiltIns(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.attention = keras.layers.MultiHeadAttention(2, 3)
+        self.norm = keras.layers.LayerNormalization()
+        self.rnn = keras.layers.Bidirectional(keras.layers.LSTM(3, return_sequences=True))
+        self.cells = keras.layers.RNN([keras.layers.GRUCell(3), keras.layers.GRUCell(2)])
+        self.time = keras.layers.TimeDistributed(keras.layers.Dense(3))
+        self.conv = keras.Sequential([keras.layers.Conv1D(3, 2), keras.layers.BatchNormalization()])
+
+    def call(self, x, training=False):
+        x = self.norm(self.attention(x, x))
+        return self.cells(self.conv(self.time(self.rnn(x)), training=training))
+
+
+@case()
+def built_in_composites():
+    return called(BuiltIns(), np.random.default_rng(1).normal(size=(2, 5, 4)).astype("float32"))
+
+
+class Cell(keras.layers.Layer):
+    def __init__(self, units):
+        super().__init__()
+        self.units = units
+        self.state_size = units
+        self.dense = keras.layers.Dense(units)
+
+    def call(self, x, states):
+        y = keras.ops.tanh(self.dense(keras.ops.concatenate([x, states[0]], -1)))
+        return y, [y]
+
+
+class Recurrent(keras.Model):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def call(self, x):
+        return self.layer(x)
+
+
+@case()
+def user_cell_in_keras_wrapper_as_argument():
+    x = np.random.default_rng(1).normal(size=(2, 5, 4)).astype("float32")
+    return called(Recurrent(keras.layers.RNN(Cell(3), return_sequences=True)), x)
+
+
+class FunctionalSubclass(keras.Model):
+    def __init__(self, width):
+        inputs = keras.Input((4,))
+        hidden = keras.layers.Dense(width, activation="relu")(inputs)
+        super().__init__(inputs=inputs, outputs=keras.layers.Dense(2)(hidden))
+        self.width = width
+
+
+@case()
+def functional_subclass():
+    return called(FunctionalSubclass(7), X)
+
+
+class SequentialSubclass(keras.Sequential):
+    def __init__(self, width):
+        super().__init__()
+        self.add(keras.layers.Dense(width))
+        self.add(keras.layers.Dense(2))
+
+
+@case()
+def sequential_subclass():
+    return called(SequentialSubclass(5), X)
+
+
+class Property(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    @property
+    def broken(self):
+        raise RuntimeError("not now")
+
+    @property
+    def fresh(self):
+        return keras.layers.Dense(1)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@case()
+def properties():
+    return called(Property(), X)
+
+
+class NeverCalled(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@case(refused="was never called")
+def never_called():
+    return NeverCalled(), (X,)
+
+
+class SiblingAttribute(keras.layers.Layer):
+    def __init__(self, parent):
+        super().__init__()
+        self.holder = [parent]
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+class DictOutput(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, inputs):
+        y = self.dense(inputs["x"])
+        return {"y": y, "pair": (y + 1, [y * 2])}
+
+
+@case()
+def nested_output():
+    return called(DictOutput(), {"x": X})
