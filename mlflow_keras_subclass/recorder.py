@@ -220,9 +220,9 @@ def _frame_arguments(frame: types.FrameType) -> Arguments:
     rest = iter(names[code.co_argcount + code.co_kwonlyargcount :])
     varargs = local.get(next(rest), ()) if code.co_flags & 0x04 else ()
     varkw = local.get(next(rest), {}) if code.co_flags & 0x08 else {}
-    if varargs:
-        return Arguments(args=(*(local[name] for name in positional), *varargs), kwargs=varkw)
-    return Arguments(args=(), kwargs={**{name: local[name] for name in (*positional, *kwonly)}, **varkw})
+    by_position = len(positional) if varargs else max(code.co_posonlyargcount - 1, 0)
+    args = (*(local[name] for name in positional[:by_position]), *varargs)
+    return Arguments(args, {**{name: local[name] for name in (*positional[by_position:], *kwonly)}, **varkw})
 
 
 @dataclass(frozen=True, slots=True)

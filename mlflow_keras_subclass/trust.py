@@ -112,6 +112,8 @@ class VerifiedModel:
         """The file that was hashed, open for reading, and its size in bytes."""
         checked = self._checked(name)
         with os.fdopen(os.dup(checked.descriptor.number), "rb") as file:
+            # The position is shared with the descriptor, which stands at the end after hashing.
+            file.seek(0)
             yield file, checked.entry.size_bytes
 
     def _checked(self, name: str) -> _CheckedFile:

@@ -53,7 +53,7 @@ def _capture_layer(api: KerasApi, path: str, layer: Any, encoder: Encoder) -> di
 
 
 def _class_name(layer: Any) -> str:
-    return type(layer).__qualname__
+    return type(layer).__name__
 
 
 def build_tree(api: KerasApi, records: Mapping[str, Any], decoder: Decoder, walk: Callable[[], ModelTree]) -> ModelTree:

@@ -148,7 +148,7 @@ class Stateful(keras.Model):
         return self.rnn(x)
 
 
-@case()
+@case(stateful=True)
 def stateful_rnn():
     model = Stateful()
     x = np.ones((2, 3, 4), "float32")

@@ -1,0 +1,365 @@
+"""MLflow's verbs for this flavor: ``save_model``, ``log_model``, ``load_model`` and the default environment.
+
+Thin: ``staging`` writes, ``model_dir`` rebuilds. Imports everything below it; imports Keras only through the seam.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import ModelInfo
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
+
+from mlflow_keras_subclass import keras_api, model_dir
+from mlflow_keras_subclass.artifacts import environment, report
+from mlflow_keras_subclass.artifacts import provenance as provenances
+from mlflow_keras_subclass.pyfunc import FLAVOR_NAME, flavor_configuration, open_verified, prefer_backend
+from mlflow_keras_subclass.staging import Request, Staged, scratch, stage
+from mlflow_keras_subclass.trust import TrustPolicy
+
+__all__ = [
+    "DIGEST_TAG",
+    "FLAVOR_NAME",
+    "get_default_conda_env",
+    "get_default_pip_requirements",
+    "load_model",
+    "log_model",
+    "save_model",
+]
+
+DIGEST_TAG = "mlflow_keras_subclass.manifest_sha256"
+
+_NOTE_TAG = "mlflow.note.content"
+_COMMIT_TAG = "mlflow.source.git.commit"
+_logger = logging.getLogger(__name__)
+
+
+class _Prepared:
+    """What ``Model.log`` takes for a flavor: its ``save_model`` moves the staged files, by rename, and ends them."""
+
+    def __init__(self, staged: Staged) -> None:
+        self._staged = staged
+
+    def save_model(self, path: str, mlflow_model: Model, **_: Any) -> None:
+        root = Path(path)
+        root.mkdir(parents=True, exist_ok=True)
+        for item in sorted(self._staged.root.iterdir()):
+            shutil.move(item, root / item.name)
+        self._staged.complete(root, mlflow_model)
+
+
+def save_model(
+    model: Any,
+    path: str | Path,
+    *,
+    mlflow_model: Model | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+    conda_env: Any = None,
+    code_paths: Sequence[str | Path] | None = None,
+    signature: ModelSignature | bool | None = None,
+    input_example: Any = None,
+    pip_requirements: Any = None,
+    extra_pip_requirements: Any = None,
+    metadata: Mapping[str, Any] | None = None,
+    extra_files: Sequence[str | Path] | None = None,
+    model_config: Any = None,
+    config: Mapping[str, Any] | None = None,
+    provenance: str = "full",
+    serialization_format: str = "cloudpickle",
+    infer_requirements: bool = False,
+    validate_serving_input: bool = True,
+) -> None:
+    """Save a subclassed Keras model as an MLflow model in a local directory.
+
+    Args:
+        model: An instance of a ``keras.Model`` subclass that was called at least once.
+        path: The directory to write; it must not exist, or be empty.
+        mlflow_model: The ``mlflow.models.Model`` to describe it in; ``Model.log`` passes one.
+        custom_objects: Classes and functions by the names under which Keras is to find them.
+        conda_env: A conda environment, as a dict or the path of a YAML file, in place of the requirements.
+        code_paths: Files and folders to ship beside the model and to import from when it is loaded.
+        signature: A signature; ``None`` infers it from the example or from how the model was called, ``False``
+            stores none.
+        input_example: An input of the model, stored for people and for checking the served model.
+        pip_requirements: Requirements in place of the pinned defaults: a list or the path of a file.
+        extra_pip_requirements: Requirements beside the pinned defaults.
+        metadata: A dict for ``MLmodel``.
+        extra_files: Files, as paths or URIs, to store under ``extra_files/``.
+        model_config: Serving options, a dict or the path of a YAML file: ``device``, ``batch_size``, ``jit_compile``.
+        config: The constructor's arguments by name, for a model whose arguments are not known.
+        provenance: ``full`` (commit and patch), ``commit`` (no patch) or ``off``.
+        serialization_format: How the class definition is stored: ``cloudpickle``, ``source`` or ``import``.
+        infer_requirements: Also run the model in a subprocess to find requirements, as MLflow's own flavors do.
+        validate_serving_input: Read by ``Model.log``; accepted here because it passes it on.
+
+    Raises:
+        CaptureError: Something of the model cannot be stored so that it would come back the same.
+        ClassDefinitionError: The class definition cannot be shipped.
+        PredictError: The model does not take the input example.
+    """
+    request = Request(
+        model=model,
+        custom_objects=custom_objects,
+        conda_env=conda_env,
+        code_paths=code_paths,
+        signature=signature,
+        input_example=input_example,
+        pip_requirements=pip_requirements,
+        extra_pip_requirements=extra_pip_requirements,
+        extra_files=extra_files,
+        model_config=model_config,
+        config=config,
+        provenance=provenance,
+        serialization_format=serialization_format,
+        infer_requirements=infer_requirements,
+    )
+    target = Path(path).absolute()
+    _refuse_occupied(target)
+    described = Model() if mlflow_model is None else mlflow_model
+    if metadata is not None:
+        described.metadata = dict(metadata)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with scratch(target.parent) as root:
+        stage(request, root).complete(root, described)
+        if target.exists():
+            target.rmdir()
+        root.rename(target)
+
+
+def log_model(
+    model: Any,
+    artifact_path: str | None = None,
+    *,
+    name: str | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+    conda_env: Any = None,
+    code_paths: Sequence[str | Path] | None = None,
+    registered_model_name: str | None = None,
+    signature: ModelSignature | bool | None = None,
+    input_example: Any = None,
+    await_registration_for: int | None = 300,
+    pip_requirements: Any = None,
+    extra_pip_requirements: Any = None,
+    metadata: Mapping[str, Any] | None = None,
+    extra_files: Sequence[str | Path] | None = None,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, Any] | None = None,
+    model_type: str | None = None,
+    step: int = 0,
+    model_id: str | None = None,
+    model_config: Any = None,
+    config: Mapping[str, Any] | None = None,
+    provenance: str = "full",
+    serialization_format: str = "cloudpickle",
+    infer_requirements: bool = False,
+    **kwargs: Any,
+) -> ModelInfo:
+    """Log a subclassed Keras model to MLflow.
+
+    Everything that can be refused is refused before anything is created in the tracking store. The logged model
+    carries the commit of the class's source and the manifest's digest as tags, ``model_class``, ``n_params``,
+    ``git_commit``, ``git_dirty`` and ``keras_version`` as params, and a short model card as its description.
+
+    Args:
+        model: An instance of a ``keras.Model`` subclass that was called at least once.
+        artifact_path: Deprecated by MLflow; use ``name``.
+        name: Name of the logged model.
+        custom_objects: See ``save_model``.
+        conda_env: See ``save_model``.
+        code_paths: See ``save_model``.
+        registered_model_name: Also create a version of this registered model.
+        signature: See ``save_model``.
+        input_example: See ``save_model``.
+        await_registration_for: Seconds to wait for the version; 0 or ``None`` does not wait.
+        pip_requirements: See ``save_model``.
+        extra_pip_requirements: See ``save_model``.
+        metadata: See ``save_model``.
+        extra_files: See ``save_model``.
+        params: Params of the logged model; yours win over the ones above.
+        tags: Tags of the logged model; yours win, but for the digest.
+        model_type: Type of the logged model.
+        step: Step at which the run's metrics belong to the model.
+        model_id: An existing logged model to fill.
+        model_config: See ``save_model``.
+        config: See ``save_model``.
+        provenance: See ``save_model``.
+        serialization_format: See ``save_model``.
+        infer_requirements: See ``save_model``.
+        **kwargs: What else ``mlflow.models.Model.log`` takes: ``resources``, ``auth_policy``, ``prompts``, ``run_id``,
+            ``validate_serving_input``.
+
+    Raises:
+        CaptureError: Something of the model cannot be stored so that it would come back the same.
+        ClassDefinitionError: The class definition cannot be shipped.
+        PredictError: The model does not take the input example.
+    """
+    _refuse_unknown(kwargs)
+    request = Request(
+        model=model,
+        custom_objects=custom_objects,
+        conda_env=conda_env,
+        code_paths=code_paths,
+        signature=signature,
+        input_example=input_example,
+        pip_requirements=pip_requirements,
+        extra_pip_requirements=extra_pip_requirements,
+        extra_files=extra_files,
+        model_config=model_config,
+        config=config,
+        provenance=provenance,
+        serialization_format=serialization_format,
+        infer_requirements=infer_requirements,
+    )
+    with scratch(None) as root:
+        staged = stage(request, root)
+        if model_config is not None:
+            kwargs["model_config"] = model_config
+        all_tags, all_params = _tags(staged, tags), _params(staged, params)
+        info: ModelInfo = Model.log(
+            artifact_path=artifact_path,
+            name=name,
+            flavor=_Prepared(staged),
+            flavor_name=FLAVOR_NAME,
+            registered_model_name=registered_model_name,
+            await_registration_for=await_registration_for,
+            metadata=None if metadata is None else dict(metadata),
+            params=all_params,
+            tags=all_tags,
+            model_type=model_type,
+            step=step,
+            model_id=model_id,
+            serialization_format=serialization_format,
+            **kwargs,
+        )
+    _describe(info, staged, all_tags, all_params, filled=model_id is not None)
+    return info
+
+
+def load_model(
+    model_uri: str | Path,
+    dst_path: str | Path | None = None,
+    *,
+    custom_objects: Mapping[str, Any] | None = None,
+    compile: bool = True,
+    device: str | None = None,
+    trust_policy: TrustPolicy | None = None,
+) -> Any:
+    """Load a model back as what it was: an instance of its own class, with all of its state.
+
+    Args:
+        model_uri: A path, ``file:``, ``runs:/``, ``models:/m-…``, ``models:/name/version``, ``models:/name@alias``
+            or any other URI that MLflow can download from.
+        dst_path: Where to download to; a temporary directory if ``None``.
+        custom_objects: Classes and functions by name that win over the stored ones. With the model's own class among
+            them, nothing that is stored is unpickled or run.
+        compile: Whether to compile the model as it was compiled, and to restore its optimizer.
+        device: ``cpu``, ``gpu`` or ``gpu:1``; the backend chooses if ``None``.
+        trust_policy: What the model may do; the policy of the environment if ``None``.
+
+    Raises:
+        FormatError: There is no model of this flavor at the URI.
+        IntegrityError: A file was changed since the model was logged.
+        UntrustedCodeError: The policy or the environment forbids what loading needs.
+        RebuildError: What came back is not the model that was logged.
+        DeviceError: The device is not present.
+    """
+    target = None if dst_path is None else str(dst_path)
+    root = Path(mlflow.artifacts.download_artifacts(artifact_uri=str(model_uri), dst_path=target)).absolute()
+    verified = open_verified(root, trust_policy or TrustPolicy.from_environment())
+    _import_from(root, flavor_configuration(root).get("code"))
+    prefer_backend(verified.manifest)
+    return model_dir.rebuild(verified, custom_objects=custom_objects, compile=compile, device=device)
+
+
+def get_default_pip_requirements() -> list[str]:
+    """The pinned requirements that every model of this flavor has, for the backend of this process."""
+    return environment.requirements(backend=keras_api.for_runtime().backend)
+
+
+def get_default_conda_env() -> Any:
+    """The conda environment with ``get_default_pip_requirements``."""
+    return environment.conda_environment(get_default_pip_requirements())
+
+
+def _refuse_occupied(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise MlflowException(f"Path '{target}' already exists and is not empty", error_code=RESOURCE_ALREADY_EXISTS)
+
+
+def _refuse_unknown(kwargs: Mapping[str, Any]) -> None:
+    # Model.log would pass what it does not know on to save_model, after it had created the logged model.
+    known = {*inspect.signature(Model.log).parameters, "validate_serving_input"} - {"flavor", "kwargs"}
+    if unknown := sorted(kwargs.keys() - known):
+        raise TypeError(f"log_model() got unexpected keyword arguments: {', '.join(unknown)}")
+
+
+def _tags(staged: Staged, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        **provenances.tags(staged.facts.git),
+        **(given or {}),
+        DIGEST_TAG: staged.facts.manifest_sha256,
+    }
+
+
+def _params(staged: Staged, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    facts = staged.facts
+    ours = {
+        "model_class": facts.model_class,
+        "n_params": facts.parameter_count,
+        "git_commit": facts.git.commit,
+        "git_dirty": None if facts.git.dirty is None else str(facts.git.dirty).lower(),
+        "keras_version": facts.manifest.versions.keras,
+    }
+    return {**{key: value for key, value in ours.items() if value is not None}, **(given or {})}
+
+
+def _describe(
+    info: ModelInfo, staged: Staged, tags: Mapping[str, Any], params: Mapping[str, Any], *, filled: bool
+) -> None:
+    """What Model.log leaves undone: the description, the run's commit, and tags of a model that existed before."""
+    client = mlflow.MlflowClient()
+    note = {_NOTE_TAG: report.note(staged.card(staged.root, info.model_id))}
+    try:
+        if not filled:
+            client.set_logged_model_tags(info.model_id, note if _NOTE_TAG not in tags else {})
+        else:
+            _complete_existing(client, info.model_id, {**note, **tags}, params)
+        if info.run_id:
+            _tag_run(client, info.run_id, provenances.tags(staged.facts.git))
+    except MlflowException as error:
+        _logger.warning("The model was logged, but its description or tags could not be set: %s", error)
+
+
+def _complete_existing(
+    client: mlflow.MlflowClient, model_id: str, tags: Mapping[str, Any], params: Mapping[str, Any]
+) -> None:
+    model = client.get_logged_model(model_id)
+    missing = {key: str(value) for key, value in tags.items() if key not in model.tags or key == DIGEST_TAG}
+    client.set_logged_model_tags(model_id, missing)
+    if new := {key: str(value) for key, value in params.items() if key not in model.params}:
+        client.log_model_params(model_id, new)
+
+
+def _tag_run(client: mlflow.MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set the commit on the run where it is missing; tags of two repositories are never mixed."""
+    present = client.get_run(run_id).data.tags
+    if present.get(_COMMIT_TAG, tags.get(_COMMIT_TAG)) != tags.get(_COMMIT_TAG):
+        return
+    for key, value in tags.items():
+        if key not in present:
+            client.set_tag(run_id, key, value)
+
+
+def _import_from(root: Path, code: str | None) -> None:
+    # As MLflow's own flavors, and for good: modules of the logged code may be imported at any later time.
+    if code and (folder := str(root / code)) not in sys.path:
+        sys.path.insert(0, folder)

@@ -1,0 +1,288 @@
+"""Everything of a model directory that is known before MLflow names the model, written into a staging directory.
+
+``flavor`` stages first and hands the result to MLflow afterwards: all refusals happen before anything exists in the
+tracking store or at the target path. Imports the parts and ``model_dir``; imports no Keras itself.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import yaml
+from mlflow.models import Model, ModelSignature
+
+from mlflow_keras_subclass import model_dir
+from mlflow_keras_subclass.artifacts import environment, report
+from mlflow_keras_subclass.artifacts import signature as signatures
+from mlflow_keras_subclass.artifacts.report import Card, TensorRow
+from mlflow_keras_subclass.artifacts.signature import Example
+from mlflow_keras_subclass.coercion import example_arrays
+from mlflow_keras_subclass.errors import KerasSubclassError
+from mlflow_keras_subclass.manifest import CODE_DIR, DATA_DIR
+from mlflow_keras_subclass.model_dir import ModelFacts
+from mlflow_keras_subclass.outputs import named_specs
+from mlflow_keras_subclass.pyfunc import FLAVOR_NAME, PREDICT_PARAMS, ServingOptions
+from mlflow_keras_subclass.specs import ArraySpec
+
+__all__ = ["LOADER_MODULE", "Request", "Staged", "scratch", "stage"]
+
+# The module whose _load_pyfunc MLflow calls; the same for every model.
+LOADER_MODULE = "mlflow_keras_subclass"
+
+_EXTRA_FILES_DIR = "extra_files"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the caller of ``save_model`` or ``log_model`` asked for, beside where to put it."""
+
+    model: Any
+    custom_objects: Mapping[str, Any] | None
+    conda_env: Any
+    code_paths: Sequence[str | Path] | None
+    signature: ModelSignature | bool | None
+    input_example: Any
+    pip_requirements: Any
+    extra_pip_requirements: Any
+    extra_files: Sequence[str | Path] | None
+    model_config: Any
+    config: Mapping[str, Any] | None
+    provenance: str
+    serialization_format: str
+    infer_requirements: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """A model directory that is complete but for ``MLmodel`` and what depends on the model's ID."""
+
+    root: Path
+    facts: ModelFacts
+    signature: ModelSignature | None
+    example: Example | None
+    options: ServingOptions
+    flavor: Mapping[str, Any]
+
+    def complete(self, root: Path, mlflow_model: Model) -> None:
+        """Write the rest into ``root``, to which the staged files were moved."""
+        if self.signature is not None:
+            mlflow_model.signature = self.signature
+        if self.example is not None:
+            signatures.write_example(root, mlflow_model, self.example, self.facts.input_spec)
+        mlflow_model.add_flavor(FLAVOR_NAME, **self.flavor)
+        mlflow.pyfunc.add_to_model(
+            mlflow_model,
+            loader_module=LOADER_MODULE,
+            data=DATA_DIR,
+            code=self.flavor["code"],
+            conda_env=environment.CONDA_FILE,
+            python_env=environment.PYTHON_FILE,
+            model_config=self.options.to_config(),
+        )
+        card = report.card(self.card(root, mlflow_model.model_id))
+        (root / report.REPORT_FILE).write_bytes(card.encode("utf-8"))
+        mlflow_model.model_size_bytes = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+        mlflow_model.save(str(root / "MLmodel"))
+
+    def card(self, root: Path, model_id: str | None) -> Card:
+        """The record of the model card."""
+        facts, versions = self.facts, self.facts.manifest.versions
+        return Card(
+            uri=f"models:/{model_id}" if model_id else None,
+            model_class=facts.model_class,
+            class_name=facts.class_name,
+            doc=facts.doc,
+            inputs=_rows(facts.input_spec.leaves() if facts.input_spec else {}),
+            outputs=_rows(named_specs(facts.output_spec) if facts.output_spec is not None else {}),
+            parameter_count=facts.parameter_count,
+            trainable_count=facts.trainable_count,
+            commit=facts.git.commit,
+            branch=facts.git.branch,
+            remote_url=facts.git.remote_url,
+            dirty=facts.git.dirty,
+            keras_version=versions.keras,
+            backend=versions.backend,
+            backend_version=versions.backend_version,
+            python_version=versions.python,
+            manifest_sha256=facts.manifest_sha256,
+            files=tuple(sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())),
+        )
+
+
+@contextmanager
+def scratch(parent: Path | None) -> Iterator[Path]:
+    """An empty directory in ``parent`` (or where temporary files go), removed afterwards unless it was renamed."""
+    outer = Path(tempfile.mkdtemp(prefix=".mlflow-keras-subclass-", dir=parent))
+    try:
+        # mkdtemp's own directory is for its owner only; what is renamed into place has usual permissions.
+        inner = outer / "model"
+        inner.mkdir()
+        yield inner
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)
+
+
+def stage(request: Request, root: Path) -> Staged:
+    """Write everything for ``request`` into the empty directory ``root``.
+
+    Raises:
+        CaptureError: Something of the model cannot be stored so that it would come back the same.
+        ClassDefinitionError: The class definition cannot be shipped.
+        PredictError: The model does not take the input example.
+    """
+    options = _options(request.model_config)
+    example = signatures.split_example(request.input_example)
+    _check(request)
+    code = _copy_code(request.code_paths, root)
+    facts = model_dir.write(
+        request.model,
+        root,
+        config=request.config,
+        custom_objects=request.custom_objects,
+        example=None if example is None else example_arrays(example.data),
+        provenance=request.provenance,
+        serialization_format=request.serialization_format,
+    )
+    staged = Staged(
+        root=root,
+        facts=facts,
+        signature=_signature(request.signature, example, facts),
+        example=example,
+        options=options,
+        flavor={**_flavor(facts, code, request.serialization_format), **_copy_extra_files(request.extra_files, root)},
+    )
+    if example is not None:
+        signatures.write_example(root, Model(), example, facts.input_spec)
+    _write_environment(request, staged)
+    return staged
+
+
+def _check(request: Request) -> None:
+    environment.check_arguments(request.conda_env, request.pip_requirements, request.extra_pip_requirements)
+    signature = request.signature
+    if isinstance(signature, ModelSignature):
+        signatures.check(signature, PREDICT_PARAMS)
+    elif signature is not None and signature is not False:
+        raise KerasSubclassError(
+            f"signature: expected a ModelSignature, None or False, got {type(signature).__name__}."
+        )
+
+
+def _options(model_config: Any) -> ServingOptions:
+    config = _read_config(model_config) if isinstance(model_config, str | Path) else model_config or {}
+    if not isinstance(config, Mapping):
+        raise KerasSubclassError(f"model_config: expected a dict or the path of one, got {type(config).__name__}.")
+    known = ServingOptions().to_config()
+    if unknown := sorted(str(key) for key in config.keys() - known.keys()):
+        raise KerasSubclassError(f"model_config: unknown {', '.join(unknown)}; expected some of {', '.join(known)}.")
+    return ServingOptions.from_config(config)
+
+
+def _read_config(path: str | Path) -> Any:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise KerasSubclassError(f"model_config: {path} cannot be read: {error}.") from None
+    try:
+        return json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise KerasSubclassError(f"model_config: {path} is not valid: {error}.") from None
+
+
+def _copy_code(code_paths: Sequence[str | Path] | None, root: Path) -> str | None:
+    if code_paths is None:
+        return None
+    if not isinstance(code_paths, list | tuple):
+        # As MLflow: a string would be taken for a list of letters.
+        raise TypeError(f"code_paths: expected a list of paths, got {type(code_paths).__name__}.")
+    target = root / CODE_DIR
+    target.mkdir()
+    for item in code_paths:
+        source = Path(item).absolute()
+        if not source.exists():
+            raise KerasSubclassError(f"code_paths: {item} does not exist.")
+        _copy(source, target / source.name, root)
+    return CODE_DIR
+
+
+def _copy(source: Path, target: Path, root: Path) -> None:
+    if source.is_file():
+        shutil.copy2(source, target)
+        return
+
+    def skipped(folder: str, names: list[str]) -> list[str]:
+        # The staging directory itself may lie below a folder of code.
+        return [name for name in names if name == "__pycache__" or Path(folder, name) == root.parent]
+
+    shutil.copytree(source, target, ignore=skipped, dirs_exist_ok=True)
+
+
+def _copy_extra_files(extra_files: Sequence[str | Path] | None, root: Path) -> dict[str, Any]:
+    if not extra_files:
+        return {}
+    if not isinstance(extra_files, list | tuple):
+        raise TypeError(f"extra_files: expected a list of paths or URIs, got {type(extra_files).__name__}.")
+    target = root / _EXTRA_FILES_DIR
+    target.mkdir()
+    for item in extra_files:
+        mlflow.artifacts.download_artifacts(artifact_uri=str(item), dst_path=str(target))
+    return {"extra_files": [{"path": f"{_EXTRA_FILES_DIR}/{path.name}"} for path in sorted(target.iterdir())]}
+
+
+def _signature(
+    given: ModelSignature | bool | None, example: Example | None, facts: ModelFacts
+) -> ModelSignature | None:
+    if isinstance(given, ModelSignature):
+        signatures.check_names(given, facts.input_spec)
+        return given
+    if given is False:
+        return None
+    if example is None:
+        return signatures.from_specs(facts.input_spec, facts.output_spec)
+    return signatures.from_example(example, facts.input_spec, facts.output_spec)
+
+
+def _flavor(facts: ModelFacts, code: str | None, serialization_format: str) -> dict[str, Any]:
+    versions = facts.manifest.versions
+    return {
+        "data": DATA_DIR,
+        "code": code,
+        "model_class": facts.model_class,
+        "format_version": facts.manifest.format_version,
+        "manifest_sha256": facts.manifest_sha256,
+        "keras_version": versions.keras,
+        "keras_backend": versions.backend,
+        "backend_version": versions.backend_version,
+        "python_version": versions.python,
+        "cloudpickle_version": versions.cloudpickle,
+        "serialization_format": serialization_format,
+    }
+
+
+def _write_environment(request: Request, staged: Staged) -> None:
+    defaults = environment.requirements(
+        backend=staged.facts.manifest.versions.backend, imports=staged.facts.third_party
+    )
+    if request.infer_requirements and request.conda_env is None and request.pip_requirements is None:
+        # The subprocess loads the model, which therefore must have its MLmodel; it is written again later.
+        staged.complete(staged.root, Model())
+        defaults = environment.inferred(staged.root, mlflow.pyfunc.FLAVOR_NAME, defaults)
+    environment.write(
+        staged.root,
+        defaults=defaults,
+        conda_env=request.conda_env,
+        pip_requirements=request.pip_requirements,
+        extra_pip_requirements=request.extra_pip_requirements,
+    )
+
+
+def _rows(leaves: Mapping[str | None, ArraySpec]) -> tuple[TensorRow, ...]:
+    return tuple(TensorRow(name=name, shape=leaf.shape, dtype=leaf.dtype) for name, leaf in leaves.items())

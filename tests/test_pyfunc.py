@@ -1,0 +1,551 @@
+"""``predict`` through MLflow and its scoring server: inputs and outputs of every kind, devices, chunks, threads."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import namedtuple
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.pyfunc import scoring_server
+from mlflow.types.schema import ColSpec, Schema
+
+import mlflow_keras_subclass as mks
+from mlflow_keras_subclass.pyfunc import DEVICE_VARIABLE, ServingOptions
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(5, 4)).astype(np.float32)
+IMAGES = RANDOM.integers(0, 255, size=(3, 4, 4, 1)).astype(np.uint8)
+TEXTS = np.array(["good film", "bad film", ""], object)
+HOUSE = {"age": np.array([[1.0], [2.0]], np.float32), "rooms": np.array([3, 4])}
+NESTED = {"a": {"b": X[:2]}, "c": X[:2, :1]}
+
+Codes = namedtuple("Codes", ["mean", "scale"])
+
+
+class Dense(keras.Model):
+    """(None, 4) to (None, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = keras.layers.Dense(3)
+
+    def call(self, x: Any) -> Any:
+        return self.out(x)
+
+
+class Images(keras.Model):
+    """uint8 images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.out = keras.layers.Flatten(), keras.layers.Dense(2)
+
+    def call(self, images: Any) -> Any:
+        return self.out(self.flat(keras.ops.cast(images, "float32") / 255.0))
+
+
+class Texts(keras.Model):
+    """Strings to numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vectorize = keras.layers.TextVectorization(output_sequence_length=3, vocabulary=["good", "bad"])
+        self.embed = keras.layers.Embedding(4, 2)
+
+    def call(self, texts: Any) -> Any:
+        return keras.ops.mean(self.embed(self.vectorize(texts)), axis=1)
+
+
+class House(keras.Model):
+    """Named scalar inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = keras.layers.Dense(1)
+
+    def call(self, inputs: Any) -> Any:
+        return self.out(inputs["age"]) + keras.ops.cast(inputs["rooms"], "float32")[:, None]
+
+
+class Towers(keras.Model):
+    """Two arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user, self.item = keras.layers.Dense(2), keras.layers.Dense(2)
+
+    def call(self, user: Any, item: Any) -> Any:
+        return keras.ops.sum(self.user(user) * self.item(item), axis=-1)
+
+
+class Nested(keras.Model):
+    """A nested dict in, a nested dict out."""
+
+    def call(self, inputs: Any) -> Any:
+        return {"sum": inputs["a"]["b"] + inputs["c"], "both": (inputs["a"]["b"], inputs["c"])}
+
+
+class Pair(keras.Model):
+    """A tuple out."""
+
+    def call(self, x: Any) -> Any:
+        return x * 2, keras.ops.sum(x, axis=1)
+
+
+class Named(keras.Model):
+    """A named tuple out."""
+
+    def call(self, x: Any) -> Any:
+        return Codes(x * 2, x * 3)
+
+
+class Similarity(keras.Model):
+    """Compares every row with every row, so that cutting the input would change the answer."""
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.matmul(x, keras.ops.transpose(x))
+
+
+class Overridden(Dense):
+    """A predict of its own."""
+
+    def predict(self, x: Any, **kwargs: Any) -> Any:
+        return super().predict(x, verbose=0, **kwargs) + 100
+
+
+CASES: dict[str, tuple[type[keras.Model], tuple[Any, ...]]] = {
+    "dense": (Dense, (X,)),
+    "images": (Images, (IMAGES,)),
+    "texts": (Texts, (TEXTS,)),
+    "house": (House, (HOUSE,)),
+    "towers": (Towers, (X[:2], X[2:4])),
+    "nested": (Nested, (NESTED,)),
+    "pair": (Pair, (X,)),
+    "named": (Named, (X,)),
+    "similarity": (Similarity, (X,)),
+    "overridden": (Overridden, (X,)),
+}
+
+
+class Saved:
+    """A model in memory and where it was saved."""
+
+    def __init__(self, name: str, root: Path) -> None:
+        kind, self.inputs = CASES[name]
+        keras.utils.set_random_seed(3)
+        self.model = kind()
+        self.expected = keras.tree.map_structure(keras.ops.convert_to_numpy, self.model(*self._tensors()))
+        self.path = root / name
+        mks.save_model(self.model, self.path)
+        self.pyfunc = mlflow.pyfunc.load_model(str(self.path))
+
+    def _tensors(self) -> Any:
+        return keras.tree.map_structure(keras.ops.convert_to_tensor, self.inputs)
+
+    def serve(self, body: Any, content_type: str = "application/json") -> Any:
+        """What the scoring server answers; its own code, without the socket."""
+        data = json.dumps(body) if content_type == "application/json" else body
+        schema = self.pyfunc.metadata.get_input_schema()
+        return json.loads(scoring_server.invocations(data, content_type, self.pyfunc, schema).response)["predictions"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Each case is saved and loaded once, when a test first asks for it."""
+    root, made = tmp_path_factory.mktemp("models"), {}
+
+    def get(name: str) -> Saved:
+        if name not in made:
+            made[name] = Saved(name, root)
+        return made[name]
+
+    return get
+
+
+def close(found: Any, expected: Any) -> None:
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=1e-5, atol=1e-6)
+
+
+# --- what goes in
+
+
+@pytest.mark.parametrize("name", ["dense", "images", "texts"])
+def test_array_in_array_out(saved: Any, name: str) -> None:
+    case = saved(name)
+    found = case.pyfunc.predict(case.inputs[0])
+
+    assert isinstance(found, np.ndarray)
+    assert found.dtype == case.expected.dtype
+    close(found, case.expected)
+
+
+def test_dict_of_named_arrays(saved: Any) -> None:
+    case = saved("house")
+
+    close(case.pyfunc.predict(HOUSE), case.expected)
+    close(saved("towers").pyfunc.predict({"user": X[:2], "item": X[2:4]}), saved("towers").expected)
+
+
+def test_frame_of_scalar_columns(saved: Any) -> None:
+    """Named inputs come from the columns of their names, an unnamed one from all columns in order."""
+    close(saved("house").pyfunc.predict(pd.DataFrame({"rooms": [3, 4], "age": [1.0, 2.0]})), saved("house").expected)
+    close(saved("dense").pyfunc.predict(pd.DataFrame(X)), saved("dense").expected)
+
+
+def test_frame_of_lists_is_reshaped(saved: Any) -> None:
+    flat = pd.DataFrame({"image": [image.ravel().tolist() for image in IMAGES]})
+
+    close(saved("images").pyfunc.predict(flat), saved("images").expected)
+
+
+def test_without_a_signature_everything_is_taken_too(saved: Any, tmp_path: Path) -> None:
+    """float64, lists and nested dicts reach the model; a DataFrame comes back as one with its index."""
+    mks.save_model(saved("dense").model, tmp_path / "m", signature=False)
+    mks.save_model(saved("nested").model, tmp_path / "n", signature=False)
+    served = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+    frame = pd.DataFrame(X.astype(np.float64), index=list("abcde"))
+
+    close(served.predict(X.astype(np.float64)), saved("dense").expected)
+    close(served.predict(X.tolist()), saved("dense").expected)
+    found = served.predict(frame)
+    assert isinstance(found, pd.DataFrame)
+    assert found.index.tolist() == list("abcde")
+    close(found, saved("dense").expected)
+    close(mlflow.pyfunc.load_model(str(tmp_path / "n")).predict(NESTED)["sum"], saved("nested").expected["sum"])
+    with pytest.raises(mks.PredictError, match=r"expected the shape \(None, 4\), got \(2, 9\)"):
+        served.predict(np.zeros((2, 9)))
+
+
+@pytest.mark.parametrize("data", ["text", 3, {"x": 1}, pd.DataFrame({"x": ["a"]}), np.zeros((2, 4, 4), np.float32)])
+def test_wrong_data_is_a_client_error(saved: Any, data: Any) -> None:
+    with pytest.raises(MlflowException):
+        saved("dense").pyfunc.predict(data)
+
+
+def test_empty_batch(saved: Any) -> None:
+    assert saved("dense").pyfunc.predict(np.zeros((0, 4), np.float32)).shape == (0, 3)
+
+
+# --- what comes out
+
+
+def test_outputs_keep_their_structure(saved: Any) -> None:
+    """A tuple is a list of arrays, a named tuple a dict, and nesting is flattened by name."""
+    pair, named, nested = (saved(name).pyfunc for name in ("pair", "named", "nested"))
+
+    assert isinstance(pair.predict(X), list)
+    for found, expected in zip(pair.predict(X), saved("pair").expected, strict=True):
+        close(found, expected)
+    close(named.predict(X)["scale"], X * 3)
+    found = nested.predict({"a_b": X[:2], "c": X[:2, :1]})
+    assert list(found) == ["sum", "both_0", "both_1"] or set(found) == {"sum", "both_0", "both_1"}
+    close(found["both_1"], X[:2, :1])
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    [
+        ("dense", [None]),
+        ("pair", ["output_0", "output_1"]),
+        ("named", ["mean", "scale"]),
+        ("nested", ["both_0", "both_1", "sum"]),
+    ],
+)
+def test_signature_names_the_outputs(saved: Any, name: str, outputs: list[str | None]) -> None:
+    schema = Model.load(str(saved(name).path)).signature.outputs
+
+    assert sorted([item.name for item in schema.inputs], key=str) == outputs
+
+
+def test_an_overridden_predict_is_used(saved: Any) -> None:
+    close(saved("overridden").pyfunc.predict(X), saved("overridden").expected + 100)
+
+
+def test_raw_model_is_the_users(saved: Any) -> None:
+    raw = saved("dense").pyfunc.get_raw_model()
+
+    assert type(raw).__qualname__ == "Dense"
+    close(raw(X), saved("dense").expected)
+    assert saved("dense").pyfunc._model_impl.unwrap() is raw
+
+
+def test_predict_shows_its_signature_to_mlflow(saved: Any) -> None:
+    """Without ``params`` in it, MLflow drops them with a warning."""
+    signature = inspect.signature(saved("dense").pyfunc._model_impl.predict)
+
+    assert list(signature.parameters) == ["data", "params"]
+
+
+# --- serving
+
+
+@pytest.mark.parametrize("key", ["inputs", "instances"])
+def test_server_takes_tensors(saved: Any, key: str) -> None:
+    close(saved("dense").serve({key: X.tolist()}), saved("dense").expected)
+    close(saved("images").serve({key: IMAGES.tolist()}), saved("images").expected)
+    close(saved("texts").serve({key: TEXTS.tolist()}), saved("texts").expected)
+
+
+def test_server_takes_named_tensors(saved: Any) -> None:
+    """As columns under ``inputs``, as rows under ``instances``."""
+    columns = {"age": [[1.0], [2.0]], "rooms": [3, 4]}
+    rows = [{"age": [1.0], "rooms": 3}, {"age": [2.0], "rooms": 4}]
+
+    close(saved("house").serve({"inputs": columns}), saved("house").expected)
+    close(saved("house").serve({"instances": rows}), saved("house").expected)
+
+
+def test_server_takes_frames(saved: Any) -> None:
+    frame = pd.DataFrame(X.astype(np.float64), columns=list("abcd"))
+    house = pd.DataFrame({"age": [1.0, 2.0], "rooms": [3, 4]})
+
+    for name, data in (("dense", frame), ("house", house)):
+        close(saved(name).serve({"dataframe_split": data.to_dict(orient="split")}), saved(name).expected)
+        close(saved(name).serve({"dataframe_records": data.to_dict(orient="records")}), saved(name).expected)
+
+
+def test_server_answers_json_for_every_output(saved: Any) -> None:
+    """Strict JSON: no NaN, no numpy."""
+    payload = {"inputs": X.tolist()}
+
+    close(saved("pair").serve(payload)[1], saved("pair").expected[1])
+    close(saved("named").serve(payload)["mean"], X * 2)
+    close(saved("nested").serve({"inputs": {"a_b": X[:2].tolist(), "c": X[:2, :1].tolist()}})["both_0"], X[:2])
+
+
+def test_numbers_that_json_lacks_are_null_when_serving(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+    found = saved("pair").serve({"inputs": [[1e38, 3e38, 3e38, 3e38]]})
+
+    assert found[0][0][1] is None
+    assert found[1] == [None]
+
+
+@pytest.fixture(scope="module")
+def table(saved: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The dense model with signatures of columns, named and not."""
+    root, model = tmp_path_factory.mktemp("tables"), saved("dense").model
+    frame = pd.DataFrame(X.astype(np.float64), columns=list("abcd"))
+    mks.save_model(model, root / "named", input_example=frame)
+    mks.save_model(model, root / "unnamed", signature=ModelSignature(inputs=Schema([ColSpec("double")] * 4)))
+    return {name: mlflow.pyfunc.load_model(str(root / name)) for name in ("named", "unnamed")} | {"frame": frame}
+
+
+@pytest.mark.parametrize("kind", ["named", "unnamed"])
+@pytest.mark.parametrize("form", ["csv", "dataframe_split", "dataframe_records", "inputs", "instances"])
+def test_server_with_a_signature_of_columns(saved: Any, table: dict[str, Any], kind: str, form: str) -> None:
+    """A DataFrame as the example makes the server take CSV; unnamed columns take every format."""
+    frame, served = table["frame"], table[kind]
+    if form == "csv":
+        body, content_type = frame.to_csv(index=False), "text/csv"
+    else:
+        orient = {"dataframe_split": "split", "dataframe_records": "records"}.get(form)
+        value = frame.to_dict(orient=orient) if orient else frame.to_numpy().tolist()
+        if kind == "named" and orient is None:
+            value = frame.to_dict(orient="list" if form == "inputs" else "records")
+        body, content_type = json.dumps({form: value}), "application/json"
+    result = scoring_server.invocations(body, content_type, served, served.metadata.get_input_schema())
+
+    rows = json.loads(result.response)["predictions"]
+    close([list(row.values()) for row in rows], saved("dense").expected)
+
+
+def test_server_refuses_csv_for_tensors_as_mlflow_does(saved: Any) -> None:
+    """If this fails, MLflow has learned it, and the documentation should say so."""
+    with pytest.raises(MlflowException, match="TensorSpec only supports numpy types"):
+        saved("dense").serve("a,b,c,d\n1,2,3,4\n", "text/csv")
+
+
+def test_signature_of_columns_widens_numbers(table: dict[str, Any]) -> None:
+    """With columns of doubles, float64 arrays and DataFrames are taken in process too."""
+    close(table["unnamed"].predict(X.astype(np.float64)), table["unnamed"].predict(pd.DataFrame(X)))
+
+
+# --- options
+
+
+def test_large_inputs_are_cut_and_give_the_same(saved: Any, tmp_path: Path) -> None:
+    mks.save_model(saved("dense").model, tmp_path / "d", model_config={"batch_size": 7})
+    mks.save_model(saved("pair").model, tmp_path / "p", model_config={"batch_size": 7})
+    data = RANDOM.normal(size=(100, 4)).astype(np.float32)
+    cut, pair = (mlflow.pyfunc.load_model(str(tmp_path / name)).predict(data) for name in "dp")
+
+    close(cut, saved("dense").pyfunc.predict(data))
+    close(pair[0], data * 2)
+    close(pair[1], data.sum(axis=1))
+
+
+@pytest.mark.parametrize("size", [2, 5, 4])
+def test_models_that_compare_rows_are_not_cut(saved: Any, tmp_path: Path, size: int) -> None:
+    mks.save_model(saved("similarity").model, tmp_path / "m", model_config={"batch_size": size})
+    data = RANDOM.normal(size=(8, 4)).astype(np.float32)
+
+    close(mlflow.pyfunc.load_model(str(tmp_path / "m")).predict(data), data @ data.T)
+
+
+def test_batch_size_as_a_parameter_of_one_call(saved: Any, tmp_path: Path) -> None:
+    mks.save_model(saved("dense").model, tmp_path / "m", input_example=(X, {"batch_size": 2}))
+    served = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+
+    close(served.predict(X, params={"batch_size": 3}), saved("dense").expected)
+    with pytest.raises(mks.PredictError, match="batch_size must be a whole number from 1, or null, got -1"):
+        served.predict(X, params={"batch_size": -1})
+
+
+def test_declared_options_can_be_changed_at_load(saved: Any) -> None:
+    served = mlflow.pyfunc.load_model(str(saved("dense").path), model_config={"device": "cpu", "jit_compile": True})
+
+    close(served.predict(X), saved("dense").expected)
+
+
+def test_absent_device_is_an_error_that_names_those_present(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(mks.DeviceError, match=r"gpu:7.*cpu:0"):
+        mlflow.pyfunc.load_model(str(saved("dense").path), model_config={"device": "gpu:7"})
+    monkeypatch.setenv(DEVICE_VARIABLE, "gpu:6")
+    with pytest.raises(mks.DeviceError, match=r"gpu:6.*cpu:0"):
+        mlflow.pyfunc.load_model(str(saved("dense").path))
+
+
+def test_device_of_the_model_config_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEVICE_VARIABLE, "gpu:6")
+
+    assert ServingOptions(device="cpu").chosen_device() == "cpu"
+    assert ServingOptions().chosen_device() == "gpu:6"
+    monkeypatch.delenv(DEVICE_VARIABLE)
+    assert ServingOptions().chosen_device() == "auto"
+
+
+def test_options_of_a_newer_release_are_left_alone() -> None:
+    assert ServingOptions.from_config({"device": "cpu", "later": 1}) == ServingOptions(device="cpu")
+
+
+def test_pickles_can_be_forbidden_for_a_server(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+
+    with pytest.raises(mks.UntrustedCodeError, match="custom_objects"):
+        mlflow.pyfunc.load_model(str(saved("dense").path))
+
+
+def test_threads_get_their_own_answers(saved: Any) -> None:
+    served = saved("dense").pyfunc
+    data = [RANDOM.normal(size=(1 + number % 5, 4)).astype(np.float32) for number in range(200)]
+    expected = [served.predict(item) for item in data]
+
+    with ThreadPoolExecutor(8) as pool:
+        for found, wanted in zip(pool.map(served.predict, data), expected, strict=True):
+            close(found, wanted)
+
+
+def test_batch_sizes_do_not_retrace(saved: Any, tmp_path: Path) -> None:
+    """The call is traced once, at load."""
+
+    class Counted(keras.Model):
+        calls = 0
+
+        def call(self, x: Any) -> Any:
+            type(self).calls += 1
+            return x * 2
+
+    model = Counted()
+    model(X)
+    mks.save_model(model, tmp_path / "m")
+    served = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+    kind = type(served.get_raw_model())
+    before = kind.calls
+    for rows in range(1, 40):
+        served.predict(np.zeros((rows, 4), np.float32))
+
+    assert kind.calls == before
+
+
+# --- a real server
+
+
+@pytest.fixture(scope="module")
+def server(saved: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """``mlflow models serve --env-manager local`` in a process of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (tmp_path_factory.mktemp("server") / "log").open("wb")
+    package = str(Path(mks.__file__).parent.parent)
+    environment = {
+        **os.environ,
+        # MLflow starts uvicorn by its name.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+        DEVICE_VARIABLE: "cpu",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path_factory.mktemp('db') / 'mlflow.db'}",
+    }
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(saved("house").path)]
+    process = subprocess.Popen(
+        [*command, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)],
+        env=environment,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    try:
+        _wait(f"http://127.0.0.1:{port}/ping", process, Path(log.name))
+        yield f"http://127.0.0.1:{port}/invocations"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+        log.close()
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(600):
+        if process.poll() is not None:
+            pytest.fail(f"the server ended with {process.returncode}:\n{log.read_text(errors='replace')[-4000:]}")
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail("the server did not answer within two minutes")
+
+
+def _post(url: str, body: Any) -> tuple[int, Any]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(io.BytesIO(error.read()))
+
+
+def test_real_server_answers_and_refuses(saved: Any, server: str) -> None:
+    """Over HTTP, in a process that never saw the class; a wrong request is a 400."""
+    columns = {"age": [[1.0], [2.0]], "rooms": [3, 4]}
+    status, answer = _post(server, {"inputs": columns})
+
+    assert status == 200
+    close(answer["predictions"], saved("house").expected)
+    status, answer = _post(server, {"dataframe_records": [{"age": 1.0, "rooms": 3}, {"age": 2.0, "rooms": 4}]})
+    assert status == 200
+    close(answer["predictions"], saved("house").expected)
+    assert _post(server, {"inputs": {"age": [[1.0]]}})[0] == 400
+    assert _post(server, {"inputs": {"age": [[1.0, 2.0]], "rooms": [3]}})[0] == 400

@@ -1,0 +1,46 @@
+"""Every model of the zoo comes back exactly in a process without its source, or was refused when it was logged."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def names_of_cases():
+    """The cases by name, found without importing Keras."""
+    found = []
+    for path in sorted((HERE / "zoo").glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef):
+                for decorator in node.decorator_list:
+                    if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "case":
+                        refused = any(keyword.arg == "refused" for keyword in decorator.keywords)
+                        found.append((node.name, refused))
+    return found
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zoo")
+    found = {}
+    for mode in ("log", "load"):
+        command = [sys.executable, "-I", str(HERE / "zoo_runner.py"), mode, str(folder), "cloudpickle"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-4000:]
+        found[mode] = json.loads((folder / f"{mode}.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize(("name", "refused"), names_of_cases())
+def test_comes_back_exactly_or_is_refused(verdicts, name, refused):
+    """State, trainable flags, and predictions natively and through the pyfunc are bit for bit those of the original."""
+    if refused:
+        assert verdicts["log"][name] == "refused"
+    else:
+        assert verdicts["log"][name] == "logged", verdicts["log"][name]
+        assert verdicts["load"][name] == "exact", verdicts["load"][name]

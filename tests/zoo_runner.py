@@ -1,0 +1,119 @@
+"""Logs or loads the zoo in a process of its own: ``python -I zoo_runner.py log|load FOLDER FORMAT``.
+
+``log`` writes one model directory for each case and the reference outputs of the live model beside it; ``load`` runs
+where the zoo cannot be imported, and prints a JSON object with one verdict for each case.
+"""
+
+import json
+import pathlib
+import pickle
+import sys
+import traceback
+import warnings
+
+warnings.simplefilter("ignore")
+
+import mlflow_keras_subclass as mks  # noqa: E402 - warnings are off first
+from mlflow_keras_subclass import keras_api, recorder  # noqa: E402
+from mlflow_keras_subclass.outputs import flattened  # noqa: E402
+
+
+def as_called(inputs):
+    import tensorflow as tf
+
+    return [tf.constant(item.tolist()) if getattr(item, "dtype", None) == object else item for item in inputs]
+
+
+def flat(api, outputs):
+    import numpy as np
+
+    return [np.asarray(api.keras.ops.convert_to_numpy(item)) for item in api.keras.tree.flatten(outputs)]
+
+
+def listed(outputs):
+    if isinstance(outputs, dict):
+        return list(outputs.values())
+    return outputs if isinstance(outputs, list) else [outputs]
+
+
+def differences(expected, got):
+    import numpy as np
+
+    if len(expected) != len(got):
+        return f"{len(expected)} outputs became {len(got)}"
+    pairs = enumerate(zip(expected, got, strict=True))
+    wrong = [str(n) for n, (a, b) in pairs if a.dtype != b.dtype or not np.array_equal(a, b)]
+    return f"outputs {', '.join(wrong)} differ" if wrong else ""
+
+
+def log(folder, serialization_format):
+    sys.path.insert(0, str(pathlib.Path(__file__).parent))
+    import keras
+    from zoo import CASES, arguments, state, structure  # noqa: F401 - importing them registers their cases
+
+    verdicts = {}
+    for name, case in CASES.items():
+        keras.utils.set_random_seed(7)
+        try:
+            verdicts[name] = log_case(folder / name, case, serialization_format)
+        except Exception as error:
+            refused = case.refused is not None and case.refused in str(error)
+            verdicts[name] = "refused" if refused else f"log: {traceback.format_exc()}"
+    return verdicts
+
+
+def log_case(path, case, serialization_format):
+    model, inputs = case.build()
+    mks.save_model(model, path, serialization_format=serialization_format)
+    api = keras_api.for_model(model)
+    spec = recorder.observed_input_spec(model)
+    served = []
+    if inputs and not case.stateful:
+        arrays = spec.flatten(inputs, {})
+        call = api.compiled(model, spec, device=None, jit_compile=False)
+        served = [arrays, listed(flattened(call(*spec.bind(arrays))))]
+    native = flat(api, model(*as_called(inputs))) if inputs else []
+    state = [(variable.path.rpartition("/")[2], api.value(variable)) for variable in model.variables]
+    trainable = len(model.trainable_variables)
+    (path / "reference.pickle").write_bytes(pickle.dumps((inputs, native, served, state, trainable)))
+    return "logged"
+
+
+def load(folder):
+    for name in ("zoo", "zoo.arguments"):
+        try:
+            __import__(name)
+        except ModuleNotFoundError:
+            continue
+        raise AssertionError(f"{name} must not be importable here")
+    return {path.name: load_case(path) for path in sorted(folder.iterdir()) if (path / "reference.pickle").exists()}
+
+
+def load_case(path):
+    import mlflow
+
+    inputs, native, served, state, trainable = pickle.loads((path / "reference.pickle").read_bytes())
+    try:
+        model = mks.load_model(path)
+        api = keras_api.for_model(model)
+        values = [api.value(variable) for variable in model.variables]
+        problem = differences([value for _, value in state], values)
+        if not problem and len(model.trainable_variables) != trainable:
+            problem = f"{trainable} trainable variables became {len(model.trainable_variables)}"
+        if not problem and inputs:
+            problem = differences(native, flat(api, model(*as_called(inputs))))
+        if not problem and served:
+            arrays, expected = served
+            data = arrays[None] if set(arrays) == {None} else arrays
+            predicted = mlflow.pyfunc.load_model(str(path)).predict(data)
+            problem = differences(expected, listed(predicted))
+            problem = f"pyfunc: {problem}" if problem else ""
+    except Exception:
+        return f"load: {traceback.format_exc()}"
+    return problem or "exact"
+
+
+if __name__ == "__main__":
+    mode, target, form = sys.argv[1:]
+    result = log(pathlib.Path(target), form) if mode == "log" else load(pathlib.Path(target))
+    pathlib.Path(target, f"{mode}.json").write_text(json.dumps(result))
