@@ -39,6 +39,7 @@ from mlflow_keras_subclass.errors import (
     IntegrityError,
     KerasSubclassError,
     PredictError,
+    ProofError,
     RebuildError,
     UntrustedCodeError,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "IntegrityError",
     "KerasSubclassError",
     "PredictError",
+    "ProofError",
     "RebuildError",
     "TrustPolicy",
     "UntrustedCodeError",

@@ -21,13 +21,15 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 Arrays: TypeAlias = "dict[str | None, Array]"
 
 
-def coerce(data: Any, spec: InputSpec) -> Arrays:
+def coerce(data: Any, spec: InputSpec, leaves: Mapping[str | None, ArraySpec] | None = None) -> Arrays:
     """The arrays that a model of this spec takes, by name, from ``data`` in any of the forms that are accepted.
+
+    Whoever calls this often passes ``spec.leaves()``, which is worked out anew otherwise.
 
     Raises:
         PredictError: An input is missing or unknown, or has a shape or values that the model does not take.
     """
-    leaves = spec.leaves()
+    leaves = spec.leaves() if leaves is None else leaves
     found = _by_name(data, spec, leaves)
     return {name: fit(name, found[name], leaf) for name, leaf in leaves.items()}
 

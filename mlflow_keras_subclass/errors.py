@@ -16,6 +16,7 @@ __all__ = [
     "IntegrityError",
     "KerasSubclassError",
     "PredictError",
+    "ProofError",
     "RebuildError",
     "UntrustedCodeError",
 ]
@@ -51,6 +52,10 @@ class IntegrityError(KerasSubclassError):
 
 class PredictError(KerasSubclassError):
     """The data given to ``predict`` does not fit what the model takes."""
+
+
+class ProofError(KerasSubclassError):
+    """What was written does not come back as the model that was to be logged; nothing was logged."""
 
 
 class RebuildError(KerasSubclassError):

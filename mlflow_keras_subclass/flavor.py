@@ -76,6 +76,7 @@ def save_model(
     provenance: str = "full",
     serialization_format: str = "cloudpickle",
     infer_requirements: bool = False,
+    prove: bool = True,
     validate_serving_input: bool = True,
 ) -> None:
     """Save a subclassed Keras model as an MLflow model in a local directory.
@@ -99,12 +100,15 @@ def save_model(
         provenance: ``full`` (commit and patch), ``commit`` (no patch) or ``off``.
         serialization_format: How the class definition is stored: ``cloudpickle``, ``source`` or ``import``.
         infer_requirements: Also run the model in a subprocess to find requirements, as MLflow's own flavors do.
+        prove: Rebuild what was written in an isolated process, without the user's modules, and compare it with
+            ``model`` before anything is logged. The process starts once and stays warm.
         validate_serving_input: Read by ``Model.log``; accepted here because it passes it on.
 
     Raises:
         CaptureError: Something of the model cannot be stored so that it would come back the same.
         ClassDefinitionError: The class definition cannot be shipped.
         PredictError: The model does not take the input example.
+        ProofError: What was written does not come back as ``model`` is.
     """
     request = Request(
         model=model,
@@ -121,6 +125,7 @@ def save_model(
         provenance=provenance,
         serialization_format=serialization_format,
         infer_requirements=infer_requirements,
+        prove=prove,
     )
     target = Path(path).absolute()
     _refuse_occupied(target)
@@ -161,6 +166,7 @@ def log_model(
     provenance: str = "full",
     serialization_format: str = "cloudpickle",
     infer_requirements: bool = False,
+    prove: bool = True,
     **kwargs: Any,
 ) -> ModelInfo:
     """Log a subclassed Keras model to MLflow.
@@ -194,6 +200,7 @@ def log_model(
         provenance: See ``save_model``.
         serialization_format: See ``save_model``.
         infer_requirements: See ``save_model``.
+        prove: See ``save_model``.
         **kwargs: What else ``mlflow.models.Model.log`` takes: ``resources``, ``auth_policy``, ``prompts``, ``run_id``,
             ``validate_serving_input``.
 
@@ -201,6 +208,7 @@ def log_model(
         CaptureError: Something of the model cannot be stored so that it would come back the same.
         ClassDefinitionError: The class definition cannot be shipped.
         PredictError: The model does not take the input example.
+        ProofError: What was written does not come back as ``model`` is.
     """
     _refuse_unknown(kwargs)
     request = Request(
@@ -218,11 +226,12 @@ def log_model(
         provenance=provenance,
         serialization_format=serialization_format,
         infer_requirements=infer_requirements,
+        prove=prove,
     )
     with scratch(None) as root:
         staged = stage(request, root)
         if model_config is not None:
-            kwargs["model_config"] = model_config
+            kwargs["model_config"] = str(model_config) if isinstance(model_config, Path) else model_config
         all_tags, all_params = _tags(staged, tags), _params(staged, params)
         info: ModelInfo = Model.log(
             artifact_path=artifact_path,

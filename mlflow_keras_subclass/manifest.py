@@ -31,6 +31,7 @@ __all__ = [
     "OBJECTS_FILE",
     "OPTIMIZER_FILE",
     "PATCH_FILE",
+    "PROOF_FILE",
     "SOURCE_DIR",
     "STATE_FILE",
     "STRUCTURE_FILE",
@@ -62,6 +63,7 @@ OBJECTS_FILE = "objects.cloudpickle"
 SOURCE_DIR = "source"
 GIT_FILE = "git.json"
 PATCH_FILE = "uncommitted.diff.txt"
+PROOF_FILE = "proof.json"
 SUMMARY_FILE = "model_summary.txt"
 
 MAX_JSON_BYTES = 64 * 2**20

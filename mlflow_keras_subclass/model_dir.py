@@ -5,12 +5,13 @@ Reads like the table of contents; each step is a part in ``artifacts``. Imports 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import inspect
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.util import MAGIC_NUMBER
 from pathlib import Path
@@ -44,7 +45,7 @@ from mlflow_keras_subclass.tensors import TensorFile, TensorSource, write_tensor
 from mlflow_keras_subclass.trust import VerifiedModel
 from mlflow_keras_subclass.values import Decoder, Encoder
 
-__all__ = ["ModelFacts", "read_specs", "rebuild", "write"]
+__all__ = ["ModelFacts", "add_json", "compare", "read_specs", "rebuild", "unchanged", "write"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,7 @@ class ModelFacts:
     manifest: Manifest
     manifest_sha256: str
     summary: str
+    user_modules: tuple[str, ...]
 
 
 def write(
@@ -137,6 +139,7 @@ class _Write:
             manifest=manifest,
             manifest_sha256=write_manifest(self._writer.directory, manifest),
             summary=summary,
+            user_modules=tuple(sorted({module.name.partition(".")[0] for module in definitions.record.modules})),
         )
 
     def _describe(self, tree: ModelTree, stated: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -273,6 +276,58 @@ def _summary(model: Any) -> str:
     lines: list[str] = []
     model.summary(line_length=100, expand_nested=True, print_fn=lambda line, **_: lines.append(line))
     return "\n".join(lines)
+
+
+def add_json(root: Path, facts: ModelFacts, name: str, value: Mapping[str, Any]) -> ModelFacts:
+    """Add one JSON file to what was written, and the manifest again; returns the facts of the new manifest."""
+    writer = ArtifactWriter(root, DATA_DIR)
+    writer.write_json(name, value)
+    files = tuple(sorted([*facts.manifest.files, *writer.entries], key=lambda entry: entry.path))
+    manifest = replace(facts.manifest, files=files)
+    return replace(facts, manifest=manifest, manifest_sha256=write_manifest(writer.directory, manifest))
+
+
+@contextlib.contextmanager
+def unchanged(api: KerasApi, model: Any) -> Iterator[None]:
+    """Call ``model`` inside; state and attributes that a call changes are put back afterwards."""
+    tree = walk(api, model, is_user_defined)
+    fixed = {path: item for path, item in tree.variables.items() if not api.is_trainable(item)}
+    values = {path: api.value(item) for path, item in fixed.items()}
+    try:
+        yield
+    finally:
+        for path, variable in fixed.items():
+            if not np.array_equal(api.value(variable), values[path]):
+                api.assign(variable, values[path])
+        now = walk(api, model, is_user_defined).attributes
+        for path, attribute in tree.attributes.items():
+            if path in now and now[path].value is not attribute.value:
+                with contextlib.suppress(TypeError, AttributeError):
+                    attribute.replace(attribute.value)
+
+
+def compare(verified: VerifiedModel, model: Any) -> dict[str, int]:
+    """Compare a rebuilt model with what is stored, variables bit for bit; returns how many of each were compared.
+
+    Raises:
+        RebuildError: Something differs.
+    """
+    api = keras_api.for_model(model)
+    tree = walk(api, model, is_user_defined)
+    layout = verified.read_json(STRUCTURE_FILE)
+    structure.compare_layers(layout["layers"], tree)
+    variables = state.read_variables(verified)
+    state.compare_values(api, variables, tree)
+    encoder = Encoder(api, is_user_defined)
+    structure.compare_attributes(
+        layout["attributes"],
+        tree,
+        current=lambda path, value: _with_digests(
+            structure.capture_attribute(path, value, encoder), encoder.arrays.__getitem__
+        ),
+        recorded_as=lambda value: _with_digests(value, _stored_arrays(verified)),
+    )
+    return {"layers": len(layout["layers"]), "variables": len(variables), "attributes": len(layout["attributes"])}
 
 
 def read_specs(verified: VerifiedModel) -> tuple[InputSpec | None, Structure | None]:

@@ -19,18 +19,18 @@ import mlflow
 import yaml
 from mlflow.models import Model, ModelSignature
 
-from mlflow_keras_subclass import model_dir
+from mlflow_keras_subclass import model_dir, proof
 from mlflow_keras_subclass.artifacts import environment, report
 from mlflow_keras_subclass.artifacts import signature as signatures
 from mlflow_keras_subclass.artifacts.report import Card, TensorRow
 from mlflow_keras_subclass.artifacts.signature import Example
-from mlflow_keras_subclass.coercion import example_arrays
-from mlflow_keras_subclass.errors import KerasSubclassError
+from mlflow_keras_subclass.coercion import coerce, example_arrays
+from mlflow_keras_subclass.errors import KerasSubclassError, PredictError
 from mlflow_keras_subclass.manifest import CODE_DIR, DATA_DIR
 from mlflow_keras_subclass.model_dir import ModelFacts
 from mlflow_keras_subclass.outputs import named_specs
 from mlflow_keras_subclass.pyfunc import FLAVOR_NAME, PREDICT_PARAMS, ServingOptions
-from mlflow_keras_subclass.specs import ArraySpec
+from mlflow_keras_subclass.specs import ArraySpec, InputSpec
 
 __all__ = ["LOADER_MODULE", "Request", "Staged", "scratch", "stage"]
 
@@ -58,6 +58,7 @@ class Request:
     provenance: str
     serialization_format: str
     infer_requirements: bool
+    prove: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +152,9 @@ def stage(request: Request, root: Path) -> Staged:
         provenance=request.provenance,
         serialization_format=request.serialization_format,
     )
+    if request.prove:
+        arrays = None if example is None or facts.input_spec is None else _example_arrays(example, facts.input_spec)
+        facts = proof.prove(request.model, root, facts, arrays, importable=request.serialization_format == "import")
     staged = Staged(
         root=root,
         facts=facts,
@@ -163,6 +167,13 @@ def stage(request: Request, root: Path) -> Staged:
         signatures.write_example(root, Model(), example, facts.input_spec)
     _write_environment(request, staged)
     return staged
+
+
+def _example_arrays(example: Example, input_spec: InputSpec) -> dict[str | None, Any]:
+    try:
+        return coerce(example.data, input_spec)
+    except PredictError as error:
+        raise PredictError(f"input_example: {error.message}") from None
 
 
 def _check(request: Request) -> None:
@@ -275,6 +286,8 @@ def _write_environment(request: Request, staged: Staged) -> None:
         # The subprocess loads the model, which therefore must have its MLmodel; it is written again later.
         staged.complete(staged.root, Model())
         defaults = environment.inferred(staged.root, mlflow.pyfunc.FLAVOR_NAME, defaults)
+        for compiled in list(staged.root.rglob("__pycache__")):
+            shutil.rmtree(compiled)
     environment.write(
         staged.root,
         defaults=defaults,

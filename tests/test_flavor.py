@@ -476,6 +476,18 @@ def test_environment_arguments_reach_the_files(model: Net, tmp_path: Path) -> No
         mks.save_model(model, tmp_path / "both", conda_env={}, pip_requirements=[])
 
 
+def test_inferred_requirements_are_added(model: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's own inference runs on request, loads the model in a process of its own, and does not fall back."""
+    package = str(Path(mks.__file__).parent.parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("MLFLOW_REQUIREMENTS_INFERENCE_RAISE_ERRORS", "true")
+    mks.save_model(model, tmp_path / "m", infer_requirements=True)
+    found = (tmp_path / "m" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+
+    assert set(mks.get_default_pip_requirements()) < set(found)
+    assert len({item.split("==")[0].lower() for item in found}) == len(found)
+
+
 # --- code, extra files, configuration
 
 

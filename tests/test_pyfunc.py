@@ -7,6 +7,7 @@ import inspect
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -349,7 +350,10 @@ def table(saved: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     frame = pd.DataFrame(X.astype(np.float64), columns=list("abcd"))
     mks.save_model(model, root / "named", input_example=frame)
     mks.save_model(model, root / "unnamed", signature=ModelSignature(inputs=Schema([ColSpec("double")] * 4)))
-    return {name: mlflow.pyfunc.load_model(str(root / name)) for name in ("named", "unnamed")} | {"frame": frame}
+    return {name: mlflow.pyfunc.load_model(str(root / name)) for name in ("named", "unnamed")} | {
+        "frame": frame,
+        "path": root / "named",
+    }
 
 
 @pytest.mark.parametrize("kind", ["named", "unnamed"])
@@ -477,6 +481,36 @@ def test_batch_sizes_do_not_retrace(saved: Any, tmp_path: Path) -> None:
         served.predict(np.zeros((rows, 4), np.float32))
 
     assert kind.calls == before
+
+
+# --- Spark
+
+
+@pytest.fixture(scope="module")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A local session whose Python workers find this package."""
+    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+        pytest.skip("Spark needs Java")
+    sql = pytest.importorskip("pyspark.sql")
+    with pytest.MonkeyPatch.context() as patch:
+        package = str(Path(mks.__file__).parent.parent)
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])))
+        patch.setenv("PYSPARK_PYTHON", sys.executable)
+        patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+        builder = sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
+        session = builder.config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("spark"))).getOrCreate()
+        yield session
+        session.stop()
+
+
+def test_spark_udf_with_an_array_column_and_with_scalar_columns(saved: Any, table: dict[str, Any], spark: Any) -> None:
+    """A tensor signature takes one array column, a signature of columns several scalar ones."""
+    rows = [(x.tolist(), *map(float, x)) for x in X]
+    frame = spark.createDataFrame(rows, "x array<float>, a double, b double, c double, d double")
+    paths = {("x",): saved("dense").path, ("a", "b", "c", "d"): table["path"]}
+    for columns, path in paths.items():
+        udf = mlflow.pyfunc.spark_udf(spark, str(path), result_type="array<float>", env_manager="local")
+        close([row[0] for row in frame.select(udf(*columns)).collect()], saved("dense").expected)
 
 
 # --- a real server

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from mlflow_keras_subclass.errors import CaptureError, FormatError, RebuildError
 from mlflow_keras_subclass.files import ArtifactWriter
@@ -25,6 +28,7 @@ from mlflow_keras_subclass.trust import VerifiedModel
 
 __all__ = [
     "VariableRecord",
+    "compare_values",
     "parameter_counts",
     "read_variables",
     "restore_optimizers",
@@ -150,6 +154,14 @@ def restore_variables(
         # Normalization and its like derive tensors from their variables.
         if api.is_own(layer) and layer.built and hasattr(layer, "finalize_state"):
             layer.finalize_state()
+
+
+def compare_values(api: KerasApi, records: Iterable[VariableRecord], tree: ModelTree) -> None:
+    """Raise ``RebuildError`` unless every variable has the recorded bytes."""
+    for item in records:
+        value = np.ascontiguousarray(api.value(tree.variables[item.path]))
+        if hashlib.sha256(value.tobytes()).hexdigest() != item.sha256:
+            raise RebuildError(f"{item.path}: the rebuilt variable does not have the stored value.")
 
 
 def _compare_variables(api: KerasApi, expected: Mapping[str, VariableRecord], tree: ModelTree) -> None:

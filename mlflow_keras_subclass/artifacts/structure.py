@@ -23,6 +23,7 @@ __all__ = [
     "capture_attribute",
     "capture_attributes",
     "capture_layers",
+    "compare_attributes",
     "compare_layers",
     "restore_attributes",
     "set_trainable",
@@ -189,18 +190,44 @@ def restore_attributes(
     Raises:
         RebuildError: An attribute differs and cannot be set.
     """
-    for path, value in recorded.items():
-        if isinstance(value, dict) and "$type" in value:
-            continue
-        attribute = tree.attributes.get(path)
-        if attribute is not None and _comparable(current(path, attribute.value)) == _comparable(recorded_as(value)):
-            continue
+    for path in _differing(recorded, tree, current, recorded_as):
+        attribute, value = tree.attributes.get(path), recorded[path]
         try:
             (attribute or _new_attribute(path, tree)).replace(decoder.decode(value))
         except (TypeError, AttributeError, KeyError, IndexError, FormatError) as error:
             raise RebuildError(
                 f"{path}: the attribute was changed after construction and cannot be set on the rebuilt model: {error}"
             ) from error
+
+
+def compare_attributes(
+    recorded: Mapping[str, Any],
+    tree: ModelTree,
+    *,
+    current: Callable[[str, Any], Any],
+    recorded_as: Callable[[Any], Any],
+) -> None:
+    """Raise ``RebuildError`` unless every attribute has its recorded value; arguments as in ``restore_attributes``."""
+    if differing := _differing(recorded, tree, current, recorded_as):
+        raise RebuildError(
+            f"These attributes of the rebuilt model differ from the recorded ones: {_listed(differing)}."
+        )
+
+
+def _differing(
+    recorded: Mapping[str, Any],
+    tree: ModelTree,
+    current: Callable[[str, Any], Any],
+    recorded_as: Callable[[Any], Any],
+) -> list[str]:
+    found = []
+    for path, value in recorded.items():
+        if isinstance(value, dict) and "$type" in value:
+            continue
+        attribute = tree.attributes.get(path)
+        if attribute is None or _comparable(current(path, attribute.value)) != _comparable(recorded_as(value)):
+            found.append(path)
+    return found
 
 
 def _new_attribute(path: str, tree: ModelTree) -> Attribute:

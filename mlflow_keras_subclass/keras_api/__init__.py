@@ -147,6 +147,13 @@ class KerasApi:
         """The value of a variable or tensor as an array of its own dtype (``bfloat16`` as ``ml_dtypes``)."""
         return np.asarray(self.keras.ops.convert_to_numpy(variable))
 
+    def tensor(self, value: Any) -> Any:
+        """An array as a tensor of the backend; text as strings."""
+        value = np.asarray(value)
+        if value.dtype == object or value.dtype.kind in "US":
+            return importlib.import_module("tensorflow").constant(value.tolist())
+        return self.keras.ops.convert_to_tensor(value)
+
     def assign(self, variable: Any, value: np.ndarray[Any, Any]) -> None:
         """Set a variable's value; shape and dtype were compared by the caller."""
         if self.backend == "torch" and not isinstance(variable, self.keras.Variable):
@@ -300,6 +307,10 @@ class KerasApi:
     def check_device(self, name: str | None) -> str | None:
         """The canonical name (``cpu:0``, ``gpu:1``) of a device, ``None`` for ``auto``; ``DeviceError`` if absent."""
         return devices.check(self.backend, name)
+
+    def devices(self) -> tuple[str, ...]:
+        """The devices of this process: ``("cpu:0", "gpu:0")``."""
+        return devices.present(self.backend)
 
     def device(self, name: str | None) -> contextlib.AbstractContextManager[Any]:
         """A scope that puts variables and computation on a device that ``check_device`` returned."""

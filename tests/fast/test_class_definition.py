@@ -25,6 +25,7 @@ from mlflow_keras_subclass.errors import ClassDefinitionError, FormatError
 from mlflow_keras_subclass.files import ArtifactWriter
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+OTHER_MAGIC, OTHER_PYTHON = ("cb0d0d0a", "3.12") if sys.version_info[:2] != (3, 12) else ("f30d0d0a", "3.13")
 
 
 @dataclass(frozen=True)
@@ -824,7 +825,7 @@ def test_other_python_takes_the_source(project: Path, tmp_path: Path) -> None:
     record, folder = write(tmp_path, {"Net": module.Net})
     (folder.folder / "class.cloudpickle").write_bytes(b"not a pickle at all")
 
-    back = class_definition.read(dataclasses.replace(record, python_magic="cb0d0d0a"), folder)
+    back = class_definition.read(dataclasses.replace(record, python_magic=OTHER_MAGIC), folder)
 
     assert back.definitions["Net"]().call() == 7
     assert back.definitions["Net"].__module__.startswith("_mks_")
@@ -835,8 +836,8 @@ def test_other_python_without_source_is_refused(project: Path, tmp_path: Path) -
     module = load(project, "local", "def make():\n    class Net:\n        pass\n    return Net\n")
     record, folder = write(tmp_path, {"Net": module.make()})
 
-    with pytest.raises(ClassDefinitionError, match=r"Python 3\.12 and cannot .*no attribute make\.<locals>\.Net"):
-        class_definition.read(dataclasses.replace(record, python_magic="cb0d0d0a"), folder)
+    with pytest.raises(ClassDefinitionError, match=rf"Python {OTHER_PYTHON} and cannot .*no attribute make\.<locals>\.Net"):
+        class_definition.read(dataclasses.replace(record, python_magic=OTHER_MAGIC), folder)
 
 
 def test_other_python_with_opaque_objects_is_refused(project: Path, tmp_path: Path) -> None:
@@ -844,8 +845,8 @@ def test_other_python_with_opaque_objects_is_refused(project: Path, tmp_path: Pa
     module = load(project, "opaque", "class Net:\n    act = None\n")
     record, folder = write(tmp_path, {"Net": module.Net}, objects={"act": lambda x: x})
 
-    with pytest.raises(ClassDefinitionError, match=r"objects\.cloudpickle holds bytecode of Python 3\.12"):
-        class_definition.read(dataclasses.replace(record, python_magic="cb0d0d0a"), folder)
+    with pytest.raises(ClassDefinitionError, match=rf"objects\.cloudpickle holds bytecode of Python {OTHER_PYTHON}"):
+        class_definition.read(dataclasses.replace(record, python_magic=OTHER_MAGIC), folder)
 
 
 def test_all_that_cannot_be_pickled_is_named(project: Path, tmp_path: Path) -> None:

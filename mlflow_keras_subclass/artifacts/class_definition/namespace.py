@@ -13,7 +13,7 @@ import sys
 import threading
 import types
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from mlflow_keras_subclass.artifacts.class_definition.imports import Redirect
@@ -45,10 +45,13 @@ class Namespace:
         """The module with the original name ``name``, run if it has not been; ``None`` if it was not stored."""
         if name not in self.sources.modules and name not in self._packages:
             return None
+        shown = f"{self._prefix}.{name}"
         with self._lock:
-            # A function-level import comes here long after the artifact was loaded.
-            with _registries_kept(self._prefix) if f"{self._prefix}.{name}" not in sys.modules else nullcontext():
-                return self._load(name)
+            if shown not in sys.modules:
+                # Here and not only while the artifact is read: a function-level import comes much later.
+                with _registries_kept(self._prefix):
+                    self._load(name)
+            return sys.modules[shown]
 
     @contextmanager
     def loading(self) -> Iterator[Namespace]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +32,18 @@ class Symbol:
 class ObjectPickler(DefinitionPickler):
     """Pickles objects; ``symbols`` and the variables wanted of spaces must then go into the class pickle."""
 
-    def __init__(self, *args: Any, definitions: Mapping[str, Any], **options: Any) -> None:
-        """As the pickler above; ``definitions`` are named by their keys."""
+    def __init__(
+        self,
+        *args: Any,
+        definitions: Mapping[str, Any],
+        modules_with_text: Container[str] | None = None,
+        **options: Any,
+    ) -> None:
+        """As the base; ``definitions`` are named by their keys, modules by their name if their text is stored."""
         super().__init__(*args, **options, is_size_limited=False)
         self.symbols: list[Symbol] = []
         self.modules: list[Space] = []
+        self._modules_with_text = modules_with_text
         self._keys = {id(value): key for key, value in definitions.items()}
 
     def persistent_id(self, obj: Any) -> Any:
@@ -45,12 +52,12 @@ class ObjectPickler(DefinitionPickler):
         if key is not None:
             return "definition", key
         kind = type(obj)
-        if kind is Space and obj.is_importable:
+        if kind is Space and self._is_named(obj):
             return self._module_id(obj)
         if issubclass(kind, types.ModuleType) and self._is_user_module(obj):
             space = self.spaces.of(vars(obj))
             space.is_loose = space.is_loose or not space.wanted
-            return self._module_id(space) if space.is_importable else None
+            return self._module_id(space) if self._is_named(space) else None
         if issubclass(kind, type) and self._origin(obj) == USER:
             return self._symbol_id(obj, is_reachable(obj))
         if kind is types.FunctionType and self._origin(obj) == USER and is_reachable(obj):
@@ -59,10 +66,14 @@ class ObjectPickler(DefinitionPickler):
 
     def _stored_with_function(self, home: Any, variables: dict[str, Any]) -> dict[str, Any]:
         """Nothing for functions of a module: its variables are in the class pickle, or come from the source."""
-        if not isinstance(home, Space) or not home.is_importable:
+        if not isinstance(home, Space) or not self._is_named(home):
             return variables
         home.wanted.update(variables)
         return {}
+
+    def _is_named(self, space: Space) -> bool:
+        """Whether both routes bring the module back; that of a prompt without text is copied instead."""
+        return space.is_importable and (self._modules_with_text is None or space.name in self._modules_with_text)
 
     def _module_id(self, space: Space) -> tuple[str, str]:
         if space not in self.modules:

@@ -307,6 +307,11 @@ def _against_source(survey: _Survey, sources: _Sources, definitions: Mapping[str
         for symbol in survey.symbols
         if symbol.module is None
     ]
+    reasons += [
+        f"{symbol.qualname} is referred to by a stored object and there is no source text for its module."
+        for symbol in survey.symbols
+        if symbol.module is not None and symbol.module not in known
+    ]
     reasons += [f"{name}: the text of {what} is not what runs." for name, what in sorted(sources.stale.items())]
     reasons += [f"{name}: {what} was changed while the program ran." for name, what in sorted(sources.changed.items())]
     unbound = _unbound(survey, sources)
@@ -381,7 +386,8 @@ def _write_pickles(survey: _Survey, sources: _Sources, routes: Mapping[str, str]
     place: dict[str, Any] = {"identity": sources.identity, "files": sources.closure.file_map()}
     spaces = survey.spaces.fresh()
     buffer = io.BytesIO()
-    opaque = ObjectPickler(buffer, spaces, definitions=options.definitions, **place)
+    texts = sources.closure.sources
+    opaque = ObjectPickler(buffer, spaces, definitions=options.definitions, modules_with_text=texts, **place)
     opaque.dump(dict(options.objects))
     if options.objects:
         options.writer.write_bytes(OBJECTS_FILE, buffer.getvalue())
