@@ -189,7 +189,8 @@ for name, module in json.loads((root / "roots.json").read_text()).items():
         report[name] = {"error": traceback.format_exc()}
 import s44
 try:
-    class_definition.write(ArtifactWriter(root / "artifacts", "refused"), {"Net": s44.Net}, objects={}, registrations={})
+    writer = ArtifactWriter(root / "artifacts", "refused")
+    class_definition.write(writer, {"Net": s44.Net}, objects={}, registrations={})
 except ClassDefinitionError as error:
     report["refused"] = str(error)
 try:

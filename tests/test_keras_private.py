@@ -72,13 +72,17 @@ def test_random_initial_values_are_not_drawn_during_construction_and_only_then()
 def test_construction_restores_keras_globals_after_a_failure():
     registry = dict(keras.saving.get_custom_objects())
     policy = {"dtype_policy": "mixed_float16", "floatx": "float64", "custom_objects": {"p>X": object}}
+    inside = []
 
-    with pytest.raises(ValueError, match="inside"), API.construction(**policy):
-        assert keras.config.dtype_policy().name == "mixed_float16"
-        assert keras.config.floatx() == "float64"
-        assert keras.saving.get_registered_object("p>X") is object
+    def fail():
+        inside.extend((keras.config.dtype_policy().name, keras.config.floatx()))
+        inside.append(keras.saving.get_registered_object("p>X"))
         raise ValueError("inside")
 
+    with pytest.raises(ValueError, match="inside"), API.construction(**policy):
+        fail()
+
+    assert inside == ["mixed_float16", "float64", object]
     assert keras.config.dtype_policy().name == "float32"
     assert keras.config.floatx() == "float32"
     assert keras.saving.get_custom_objects() == registry

@@ -182,7 +182,12 @@ print(recorder.constructor_arguments(Net(3)))
 
     outputs = [
         subprocess.run(
-            [sys.executable, "-c", text], capture_output=True, text=True, check=True, timeout=120, env={**os.environ, **env}
+            [sys.executable, "-c", text],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+            env={**os.environ, **env},
         ).stdout.strip()
         for text, env in runs
     ]

@@ -21,7 +21,7 @@ from mlflow_keras_subclass.outputs import flattened  # noqa: E402
 def as_called(inputs):
     import tensorflow as tf
 
-    return [tf.constant(item.tolist()) if getattr(item, "dtype", None) == object else item for item in inputs]
+    return [tf.constant(item.tolist()) if str(getattr(item, "dtype", "")) == "object" else item for item in inputs]
 
 
 def flat(api, outputs):

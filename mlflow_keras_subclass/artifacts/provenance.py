@@ -178,7 +178,7 @@ class _Repository:
         self._top = top
         self._deadline = deadline
 
-    def head(self) -> dict[str, str | None]:
+    def head(self) -> dict[str, Any]:
         return {
             "commit": self._optional("rev-parse", "--verify", "--quiet", "HEAD^{commit}"),
             "branch": self._optional("symbolic-ref", "--quiet", "--short", "HEAD"),

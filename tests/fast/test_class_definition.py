@@ -57,7 +57,12 @@ CASES = {
             "p02/base.py": "class Base:\n    def base(self, x):\n        return x + 1\n",
             "p02/const.py": "K = 4\n",
             "p02/layers/__init__.py": "from .dense import Dense\n",
-            "p02/layers/dense.py": "from ..const import K\nclass Dense:\n    def __call__(self, x):\n        return x * K\n",
+            "p02/layers/dense.py": """
+                from ..const import K
+                class Dense:
+                    def __call__(self, x):
+                        return x * K
+            """,
             "p02/net.py": """
                 from .base import Base
                 from .layers import Dense
@@ -223,7 +228,8 @@ CASES = {
                     kind = Kind.B
                     def call(self, x):
                         both = Flags.R | Flags.W
-                        return [Kind.ALIAS is Kind.A, self.kind.up(), Planet.EARTH.mass, int(both), Kind("B" and 2).name]
+                        found = [Kind.ALIAS is Kind.A, self.kind.up(), Planet.EARTH.mass]
+                        return [*found, int(both), Kind("B" and 2).name]
                 """
         },
         "s13:Net",
@@ -472,7 +478,8 @@ CASES = {
         {"s28.py": net("return x + 1")},
         "s28:Net",
         CALL,
-        before="import s28, pathlib; pathlib.Path(s28.__file__).write_text('class Net:\\n    def call(self, x):\\n        return -1\\n')",
+        before="import s28, pathlib; pathlib.Path(s28.__file__).write_text("
+        "'class Net:\\n    def call(self, x):\\n        return -1\\n')",
         closed_source="s28: the text of Net.call is not what runs",
     ),
     "module variable written by a function": Case(
@@ -653,7 +660,8 @@ for name, case in json.loads((root / "cases.json").read_text()).items():
             value = repr(eval(case["value"], {"Root": back.definitions["Root"], "objects": back.objects}))
             assert path == sys.path and finders == sys.meta_path
             assert cloudpickle.list_registry_pickle_by_value() == set()
-            new = sorted(m for m in set(sys.modules) - modules if m in {e["name"] for e in written[name]["record"]["modules"]})
+            shipped = {entry["name"] for entry in written[name]["record"]["modules"]}
+            new = sorted(module for module in set(sys.modules) - modules if module in shipped)
             report[f"{name}/{route}"] = {"value": value, "leaked": new, "registrations": dict(back.registrations)}
         except BaseException:
             report[f"{name}/{route}"] = {"error": traceback.format_exc()}
@@ -836,7 +844,9 @@ def test_other_python_without_source_is_refused(project: Path, tmp_path: Path) -
     module = load(project, "local", "def make():\n    class Net:\n        pass\n    return Net\n")
     record, folder = write(tmp_path, {"Net": module.make()})
 
-    with pytest.raises(ClassDefinitionError, match=rf"Python {OTHER_PYTHON} and cannot .*no attribute make\.<locals>\.Net"):
+    with pytest.raises(
+        ClassDefinitionError, match=rf"Python {OTHER_PYTHON} and cannot .*no attribute make\.<locals>\.Net"
+    ):
         class_definition.read(dataclasses.replace(record, python_magic=OTHER_MAGIC), folder)
 
 

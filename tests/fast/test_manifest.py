@@ -45,7 +45,9 @@ def test_bytes_of_the_manifest():
 
     text = manifest.to_bytes().decode()
 
-    assert text.startswith('{\n  "created_at": "2026-11-24T08:00:00Z",\n  "files": [\n    {\n      "path": "keras_subclass')
+    assert text.startswith(
+        '{\n  "created_at": "2026-11-24T08:00:00Z",\n  "files": [\n    {\n      "path": "keras_subclass'
+    )
     assert text.endswith("}\n")
     assert parse_manifest(manifest.to_bytes()) == manifest
 
@@ -55,7 +57,9 @@ def test_unknown_keys_of_a_later_minor_release_are_accepted():
 
 
 def test_newer_format_says_what_to_install():
-    with pytest.raises(FormatError, match=f"format_version {FORMAT_VERSION + 1}.*up to {FORMAT_VERSION}.*newer release"):
+    with pytest.raises(
+        FormatError, match=f"format_version {FORMAT_VERSION + 1}.*up to {FORMAT_VERSION}.*newer release"
+    ):
         parse_manifest(document(format_version=FORMAT_VERSION + 1))
 
 
@@ -123,5 +127,5 @@ def test_paths_that_leave_our_folders_are_refused(path):
 def test_json_over_the_cap_is_refused_before_it_is_parsed(monkeypatch):
     monkeypatch.setattr("mlflow_keras_subclass.manifest.MAX_JSON_BYTES", 10)
 
-    with pytest.raises(FormatError, match="config.json has 12 bytes.*at most 10"):
+    with pytest.raises(FormatError, match=r"config\.json has 12 bytes.*at most 10"):
         parse_json(b'{"a": "bcd"}', "config.json")

@@ -67,14 +67,14 @@ def test_changed_file_is_named(root, name):
 def test_truncated_file_is_named_with_both_sizes(root):
     (root / "keras_subclass/config.json").write_bytes(b"short")
 
-    with pytest.raises(IntegrityError, match="changed: keras_subclass/config.json has 5 bytes; expected 22"):
+    with pytest.raises(IntegrityError, match=r"changed: keras_subclass/config\.json has 5 bytes; expected 22"):
         verify(root, TrustPolicy())
 
 
 def test_missing_file_is_named(root):
     (root / "keras_subclass/class.cloudpickle").unlink()
 
-    with pytest.raises(IntegrityError, match="keras_subclass/class.cloudpickle is missing"):
+    with pytest.raises(IntegrityError, match=r"keras_subclass/class\.cloudpickle is missing"):
         verify(root, TrustPolicy())
 
 
@@ -88,14 +88,14 @@ def test_missing_manifest_means_the_save_never_finished(root):
 def test_added_file_is_refused(root):
     (root / "keras_subclass/source/pkg/extra.py").write_text("print()")
 
-    with pytest.raises(IntegrityError, match="keras_subclass/source/pkg/extra.py is not in manifest.json"):
+    with pytest.raises(IntegrityError, match=r"keras_subclass/source/pkg/extra\.py is not in manifest\.json"):
         verify(root, TrustPolicy())
 
 
 def test_added_folder_link_is_refused(root, tmp_path_factory):
     (root / "keras_subclass/more").symlink_to(tmp_path_factory.mktemp("elsewhere"))
 
-    with pytest.raises(IntegrityError, match="keras_subclass/more is not in manifest.json"):
+    with pytest.raises(IntegrityError, match=r"keras_subclass/more is not in manifest\.json"):
         verify(root, TrustPolicy())
 
 
@@ -106,7 +106,7 @@ def test_symbolic_link_is_refused(root, inside, tmp_path_factory):
     shutil.move(target, other)
     target.symlink_to(other)
 
-    with pytest.raises(IntegrityError, match="config.json is a symbolic link"):
+    with pytest.raises(IntegrityError, match=r"config\.json is a symbolic link"):
         verify(root, TrustPolicy())
 
 
@@ -123,7 +123,7 @@ def test_fifo_is_refused_and_does_not_block(root):
     target.unlink()
     os.mkfifo(target)
 
-    with pytest.raises(IntegrityError, match="config.json is no regular file"):
+    with pytest.raises(IntegrityError, match=r"config\.json is no regular file"):
         verify(root, TrustPolicy())
 
 

@@ -5,8 +5,10 @@ route run something else than the model that was logged. Imports nothing that kn
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
+import functools
 import inspect
 import types
 from collections.abc import Iterable, Mapping
@@ -99,8 +101,12 @@ def _compiled(source: UserSource) -> _Compiled:
     tree = _tree(source)
     if tree is None:
         return found
+    units: list[Any] = [source.data]
+    if source.file is None:
+        # IPython compiles statement by statement, and CPython 3.12 compiles calls of what the unit imports differently.
+        units += [ast.Module([statement], []) for statement in tree.body]
     try:
-        pending = [compile(source.data, "source", "exec", dont_inherit=True)]
+        pending = [compile(unit, "source", "exec", _future_flags(tree), dont_inherit=True) for unit in units]
     except (SyntaxError, ValueError):
         return found
     while pending:
@@ -108,6 +114,16 @@ def _compiled(source: UserSource) -> _Compiled:
         found.setdefault((code.co_name, code.co_firstlineno), []).append(_print(code, 0))
         pending += [item for item in code.co_consts if isinstance(item, types.CodeType)]
     return found
+
+
+def _future_flags(tree: ast.Module) -> int:
+    names = [
+        alias.name
+        for statement in tree.body
+        if isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
+        for alias in statement.names
+    ]
+    return functools.reduce(int.__or__, (getattr(__future__, name).compiler_flag for name in names), 0)
 
 
 def _print(code: types.CodeType, offset: int) -> tuple[Any, ...]:

@@ -277,7 +277,8 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
             file = private_file(self._identity, name)
         else:
             file = f"{PRIVATE_DIR}{self._identity}/other/{code.co_filename.replace(chr(92), '/').rpartition('/')[2]}"
-        return private._code_reduce(code.replace(co_filename=file, co_firstlineno=code.co_firstlineno + offset))
+        _, made_of = private._code_reduce(code.replace(co_firstlineno=code.co_firstlineno + offset))
+        return Runtime.make_code, (made_of, file)
 
     # --- classes
 

@@ -45,6 +45,10 @@ class Runtime:
         for module, variables in filled:
             self.fill_module(module, variables)
 
+    def make_code(self, made_of: tuple[Any, ...], filename: str) -> types.CodeType:
+        """Code that says it lies in ``filename``; cloudpickle from 3.1.3 on leaves no name of a file in it."""
+        return types.CodeType(*made_of).replace(co_filename=filename)
+
     def make_function(
         self, code: types.CodeType, module: types.ModuleType, name: str, closure: tuple[Any, ...] | None
     ) -> types.FunctionType:

@@ -1,0 +1,334 @@
+"""Loading: whose class it is, what may run, where it is placed, and that nothing else in the process changes."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import keras
+import numpy as np
+import pytest
+
+import mlflow_keras_subclass as mks
+from mlflow_keras_subclass.trust import PICKLE_VARIABLE
+
+X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+Y = np.ones((8, 2), "float32")
+
+
+class Net(keras.Model):
+    """A small net."""
+
+    def __init__(self, units, rate=0.5):
+        super().__init__()
+        self.hidden = keras.layers.Dense(units)
+        self.drop = keras.layers.Dropout(rate)
+        self.out = keras.layers.Dense(2)
+
+    def call(self, x, training=False):
+        return self.out(self.drop(self.hidden(x), training=training))
+
+    def doubled(self, x):
+        return 2 * self(x)
+
+
+class Wrapping(keras.Model):
+    def __init__(self, body, function):
+        super().__init__()
+        self.body = body
+        self.function = function
+
+    def call(self, x):
+        return self.function(self.body(x))
+
+
+def trained(epochs=2):
+    keras.utils.set_random_seed(3)
+    model = Net(5)
+    model.compile(keras.optimizers.Adam(0.01), loss="mse", metrics=["mae"])
+    model.fit(X, Y, epochs=epochs, verbose=0, shuffle=False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "net"
+    model = trained()
+    mks.save_model(model, path)
+    return path, np.asarray(model(X))
+
+
+@pytest.fixture(scope="module")
+def wrapping(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "wrapping"
+    model = Wrapping(Net(3), lambda x: x + 1)
+    model(X)
+    mks.save_model(model, path)
+    return path
+
+
+def test_the_very_subclass_comes_back(saved):
+    path, expected = saved
+
+    model = mks.load_model(path)
+
+    assert type(model).__name__ == "Net"
+    assert type(model) is not Net
+    assert type(model).__doc__ == "A small net."
+    np.testing.assert_array_equal(model(X), expected)
+    np.testing.assert_array_equal(model.doubled(X), 2 * expected)
+
+
+def test_training_goes_on_as_if_it_had_not_stopped(tmp_path):
+    """Two epochs, saved and loaded, two more: bit for bit the weights of four epochs, dropout and Adam included."""
+    whole = trained(epochs=4)
+    first = trained(epochs=2)
+    mks.save_model(first, tmp_path / "m", prove=False)
+
+    again = mks.load_model(tmp_path / "m")
+    again.fit(X, Y, epochs=4, initial_epoch=2, verbose=0, shuffle=False)
+
+    for left, right in zip(whole.variables, again.variables, strict=True):
+        np.testing.assert_array_equal(left.numpy(), right.numpy())
+    for left, right in zip(whole.optimizer.variables, again.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(left.numpy(), right.numpy())
+
+
+def test_compile_false_leaves_it_uncompiled(saved):
+    assert mks.load_model(saved[0], compile=False).compiled is False
+
+
+def test_own_class_wins_and_nothing_is_unpickled(saved, monkeypatch):
+    path, expected = saved
+    monkeypatch.setenv(PICKLE_VARIABLE, "false")
+
+    model = mks.load_model(path, custom_objects={"Net": Net})
+
+    assert type(model) is Net
+    np.testing.assert_array_equal(model(X), expected)
+
+
+def test_forbidden_pickle_says_how_to_load(saved, monkeypatch):
+    monkeypatch.setenv(PICKLE_VARIABLE, "false")
+
+    with pytest.raises(mks.UntrustedCodeError, match=rf"{PICKLE_VARIABLE}.*custom_objects="):
+        mks.load_model(saved[0])
+
+
+def test_policy_of_the_caller_forbids_code(saved):
+    with pytest.raises(mks.UntrustedCodeError, match="forbids to run the class definition"):
+        mks.load_model(saved[0], trust_policy=mks.TrustPolicy(allow_code=False))
+
+
+def test_policy_of_the_caller_names_the_manifest(saved):
+    with pytest.raises(mks.IntegrityError, match="0000"):
+        mks.load_model(saved[0], trust_policy=mks.TrustPolicy(manifest_sha256="0" * 64))
+
+
+def test_own_class_of_another_shape_is_refused(saved):
+    class Other(keras.Model):
+        def __init__(self, units):
+            super().__init__()
+            self.hidden = keras.layers.Dense(units)
+            self.drop = keras.layers.Dropout(0.5)
+            self.out = keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.out(self.drop(self.hidden(x)))
+
+    Other.__name__ = "Net"
+    with pytest.raises(mks.RebuildError, match=r"out\.(kernel|bias) is float32 \(.*3.*\), was float32"):
+        mks.load_model(saved[0], custom_objects={"Net": Other})
+
+
+def test_own_class_without_the_layers_is_refused(saved):
+    class Fewer(keras.Model):
+        def __init__(self, units):
+            super().__init__()
+            self.hidden = keras.layers.Dense(units)
+
+        def call(self, x):
+            return self.hidden(x)
+
+    with pytest.raises(mks.RebuildError, match="missing: drop, out"):
+        mks.load_model(saved[0], custom_objects={"Net": Fewer})
+
+
+def test_own_class_that_takes_other_arguments_is_refused(saved):
+    class NoArguments(keras.Model):
+        def __init__(self):
+            super().__init__()
+
+    with pytest.raises(mks.RebuildError, match=r"NoArguments raised TypeError .* stored arguments"):
+        mks.load_model(saved[0], custom_objects={"Net": NoArguments})
+
+
+def test_missing_own_class_is_named(wrapping):
+    """With the model's class given nothing is unpickled, so the class of its argument must be given too."""
+    with pytest.raises(mks.ClassDefinitionError, match=r"definition '.*:Net', which is not at hand"):
+        mks.load_model(wrapping, custom_objects={"Wrapping": Wrapping})
+
+
+def test_changed_weight_is_named(saved, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(saved[0], copy)
+    file = copy / "keras_subclass/state.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+
+    with pytest.raises(mks.IntegrityError, match=r"changed: keras_subclass/state\.safetensors"):
+        mks.load_model(copy)
+
+
+def test_manifest_replaced_together_with_the_files_is_caught_by_mlmodel(saved, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(saved[0], copy)
+    manifest = copy / "keras_subclass/manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text())))
+
+    with pytest.raises(mks.IntegrityError, match="expected the manifest with sha256"):
+        mks.load_model(copy)
+
+
+def test_model_built_before_the_import_needs_config(tmp_path):
+    code = """
+import sys, numpy as np, keras
+class Net(keras.Model):
+    def __init__(self, units, rate=0.5):
+        super().__init__()
+        self.dense = keras.layers.Dense(units)
+        self.scale = rate
+    def call(self, x):
+        return self.dense(x) * self.scale
+X = np.ones((2, 3), "float32")
+net = Net(4, rate=2.0)
+net(X)
+import mlflow_keras_subclass as mks
+try:
+    mks.save_model(net, sys.argv[1])
+except mks.CaptureError as error:
+    print(error)
+for wrong in ({"unit": 4}, {"units": 5}):
+    try:
+        mks.save_model(net, sys.argv[1], config=wrong, input_example=X)
+    except (mks.CaptureError, mks.ProofError) as error:
+        print(type(error).__name__, str(error).replace(chr(10), " "))
+mks.save_model(net, sys.argv[1], config={"units": 4, "rate": 2.0}, input_example=X)
+print(np.array_equal(mks.load_model(sys.argv[1])(X), net(X)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "m")], capture_output=True, text=True, timeout=300, check=True
+    )
+
+    first, unbound, unequal, equal = done.stdout.strip().splitlines()
+    assert 'pass config={"units": …, "rate": …}' in first
+    assert unbound.startswith("CaptureError config: does not fit Net(units, rate=0.5)")
+    assert unequal.startswith("ProofError Net was written but does not come back as it is")
+    assert "dense.kernel is float32 (3, 5), was float32 (3, 4)" in unequal
+    assert equal == "True"
+
+
+def test_nothing_in_the_process_changes(saved, wrapping):
+    registry = dict(keras.saving.get_custom_objects())
+    path, modules = list(sys.path), set(sys.modules)
+
+    for model in (saved[0], wrapping):
+        mks.load_model(model)
+
+    assert keras.saving.get_custom_objects() == registry
+    assert sys.path == path
+    assert {name for name in set(sys.modules) - modules if "test_load" in name or "zoo" in name} == set()
+
+
+def test_two_versions_of_a_class_side_by_side(tmp_path):
+    def version(factor):
+        class Versioned(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.dense = keras.layers.Dense(1, kernel_initializer="ones")
+
+            def call(self, x):
+                return self.dense(x) * factor
+
+        model = Versioned()
+        model(X)
+        mks.save_model(model, tmp_path / str(factor))
+        return np.asarray(model(X))
+
+    expected = {factor: version(factor) for factor in (2.0, 3.0)}
+    loaded = {factor: mks.load_model(tmp_path / str(factor)) for factor in (2.0, 3.0)}
+    again = mks.load_model(tmp_path / "2.0")
+
+    for factor, model in [*loaded.items(), (2.0, again)]:
+        np.testing.assert_array_equal(model(X), expected[factor])
+
+
+def test_loads_in_threads_do_not_disturb_each_other(saved, wrapping):
+    errors, path = [], saved[0]
+
+    def load():
+        try:
+            np.testing.assert_array_equal(mks.load_model(path)(X), saved[1])
+            mks.load_model(wrapping)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert errors == []
+
+
+DEVICES = """
+import json, sys, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import mlflow, mlflow_keras_subclass as mks
+path, X = sys.argv[1], np.load(sys.argv[2])
+found = {}
+for device in (None, "auto", "cpu", "cpu:1"):
+    model = mks.load_model(path, device=device)
+    found[str(device)] = sorted({v.value.device[-5:] for v in model.weights})
+for device in ("gpu", "cpu:7", "tpu"):
+    try:
+        mks.load_model(path, device=device)
+    except mks.DeviceError as error:
+        found[device] = str(error)
+served = mlflow.pyfunc.load_model(path, model_config={"device": "cpu:1"})
+found["served"] = sorted({v.value.device[-5:] for v in served.get_raw_model().weights})
+found["predicted"] = served.predict(X).tolist()
+import os
+os.environ["MLFLOW_KERAS_SUBCLASS_DEVICE"] = "cpu:1"
+found["environment"] = sorted({v.value.device[-5:] for v in mlflow.pyfunc.load_model(path).get_raw_model().weights})
+print(json.dumps(found))
+"""
+
+
+def test_placement_on_the_device_asked_for(saved, tmp_path):
+    """On logical CPU devices, since this must hold on machines without a GPU."""
+    np.save(tmp_path / "x.npy", X)
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES, str(saved[0]), str(tmp_path / "x.npy")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+    )
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+
+    assert found["None"] == found["auto"] == found["cpu"] == ["CPU:0"]
+    assert found["cpu:1"] == found["served"] == found["environment"] == ["CPU:1"]
+    assert "'gpu' is not present in this process; present with the tensorflow backend: cpu:0, cpu:1" in found["gpu"]
+    assert "'cpu:7' is not present" in found["cpu:7"]
+    assert "expected 'auto', 'cpu', 'gpu' or a numbered one like 'gpu:1', got 'tpu'" in found["tpu"]
+    np.testing.assert_allclose(np.array(found["predicted"], "float32"), saved[1], rtol=1e-6)
