@@ -348,7 +348,8 @@ def rebuild(
         verified: The artifact, checked.
         custom_objects: The caller's classes and functions by name; if the model's class is among them, nothing
             stored is unpickled or run.
-        compile: Whether to compile the model as it was compiled, and to restore its optimizers.
+        compile: Whether to compile the model as it was compiled, and to restore its optimizers; a class that makes
+            layers in ``compile`` is compiled in any case.
         device: Where to put the variables (``cpu``, ``gpu:1``); ``None`` or ``auto`` leaves it to the backend.
 
     Raises:
@@ -384,9 +385,12 @@ class _Rebuild:
             model = config.construct(api, self._config["constructor"], decoder)
             variables = state.read_variables(verified)
             tree = self._build(model, decoder, {item.path: item.trainable for item in variables})
+            # Some classes make layers in compile(), as when a loss holds a network.
+            compile = compile or not self._structure["layers"].keys() <= tree.layers.keys()
             if compile:
-                config.compile_model(model, self._config["compile"], decoder)
-                tree = self._walk(model)
+                with api.unlocked(tree.layers.values()):
+                    config.compile_model(model, self._config["compile"], decoder)
+                tree = structure.build_tree(api, self._structure["layers"], decoder, lambda: self._walk(model))
             structure.compare_layers(self._structure["layers"], tree)
             state.restore_variables(api, verified, variables, tree, compiled=compile)
             present = {

@@ -40,6 +40,14 @@ def test_build_arguments_and_default_build(layer):
     assert API.build_arguments(keras.layers.Dense(1)) is None
 
 
+def test_a_built_layer_takes_new_state_inside_only(layer):
+    with API.unlocked([layer]):
+        layer.late = keras.metrics.Mean()
+
+    with pytest.raises(ValueError, match="already built"):
+        layer.later = keras.metrics.Mean()
+
+
 def test_internal_attributes_are_those_of_keras_alone(layer):
     names = API.internal_attributes
 

@@ -121,7 +121,10 @@ def _name_scopes(api: KerasApi, scope: str) -> Any:
 
 def compare_layers(records: Mapping[str, Any], tree: ModelTree) -> None:
     """Raise ``RebuildError`` unless the tree has exactly the recorded layers, of the recorded classes."""
-    missing, extra = sorted(records.keys() - tree.layers.keys()), sorted(tree.layers.keys() - records.keys())
+    missing = [
+        f"{path} ({records[path]['class']} {records[path]['name']!r})" for path in records.keys() - tree.layers.keys()
+    ]
+    extra = [f"{path} ({_class_name(tree.layers[path])})" for path in tree.layers.keys() - records.keys()]
     changed = [
         f"{path or 'model'} is a {_class_name(layer)}, was a {records[path]['class']}"
         for path, layer in tree.layers.items()
@@ -129,9 +132,9 @@ def compare_layers(records: Mapping[str, Any], tree: ModelTree) -> None:
     ]
     if missing or extra or changed:
         raise RebuildError(
-            "The rebuilt model does not have the layers of the one that was logged; missing: "
-            f"{_listed(missing)}; extra: {_listed(extra)}; changed: {_listed(changed)}. The constructor must make the "
-            "same layers from the same arguments; a layer added from outside must become an argument."
+            f"The rebuilt model does not have the layers of the one that was logged; missing: {_listed(sorted(missing))}; "
+            f"extra: {_listed(sorted(extra))}; changed: {_listed(changed)}. The constructor must make the same layers "
+            "from the same arguments; a layer added from outside must become an argument."
         )
 
 

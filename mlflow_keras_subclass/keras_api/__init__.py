@@ -6,7 +6,7 @@ backend means tensorflow, jax or torch, as in Keras. Imports errors and specs.
 Private names of Keras used here (each held by a test): ``Layer._layers``, ``_trainable_variables``,
 ``_non_trainable_variables``, ``_flatten_layers``, ``_seed_generators`` because there is no public list of a layer's
 *own* state; ``_build_shapes_dict`` because ``get_build_config()`` is lossy for overrides; ``_is_default`` on methods;
-``Variable._initialize_with_initializer``.
+``Variable._initialize_with_initializer``; ``Layer._tracker``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import contextlib
 import functools
 import importlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -221,6 +221,19 @@ class KerasApi:
     def mark_built(self, layer: Any) -> None:
         """Mark a layer built whose sublayers were built one by one."""
         layer.built = True
+
+    @contextlib.contextmanager
+    def unlocked(self, layers: Iterable[Any]) -> Iterator[None]:
+        """Built layers take new layers and metrics inside, as they do in the user's process before they are built."""
+        # Private: the tracker that refuses new state once a layer is built; nothing public opens it.
+        locked = [layer._tracker for layer in layers if layer._tracker.locked]
+        for tracker in locked:
+            tracker.unlock()
+        try:
+            yield
+        finally:
+            for tracker in locked:
+                tracker.lock()
 
     def dtype_policy(self, layer: Any) -> Any:
         """The serialised dtype policy of ``layer``: its name, or a nested config."""
