@@ -132,9 +132,10 @@ def compare_layers(records: Mapping[str, Any], tree: ModelTree) -> None:
     ]
     if missing or extra or changed:
         raise RebuildError(
-            f"The rebuilt model does not have the layers of the one that was logged; missing: {_listed(sorted(missing))}; "
-            f"extra: {_listed(sorted(extra))}; changed: {_listed(changed)}. The constructor must make the same layers "
-            "from the same arguments; a layer added from outside must become an argument."
+            "The rebuilt model does not have the layers of the one that was logged; "
+            f"missing: {_listed(sorted(missing))}; extra: {_listed(sorted(extra))}; changed: {_listed(changed)}. "
+            "The constructor must make the same layers from the same arguments; a layer added from outside must become "
+            "an argument."
         )
 
 
