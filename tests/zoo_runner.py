@@ -19,9 +19,13 @@ from mlflow_keras_subclass.outputs import flattened  # noqa: E402
 
 
 def as_called(inputs):
+    import keras
     import tensorflow as tf
 
-    return [tf.constant(item.tolist()) if str(getattr(item, "dtype", "")) == "object" else item for item in inputs]
+    def convert(item):
+        return tf.constant(item.tolist()) if str(getattr(item, "dtype", "")) == "object" else item
+
+    return keras.tree.map_structure(convert, inputs)
 
 
 def flat(api, outputs):
@@ -49,7 +53,7 @@ def differences(expected, got):
 def log(folder, serialization_format):
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
     import keras
-    from zoo import CASES, arguments, patterns, state, structure  # noqa: F401 - importing them registers their cases
+    from zoo import CASES, arguments, habits, patterns, state, structure  # noqa: F401 - they register
 
     verdicts = {}
     for name, case in CASES.items():

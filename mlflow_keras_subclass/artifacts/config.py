@@ -44,12 +44,7 @@ def capture_constructor(
         return {"source": "get_config", "definition": definition, "config": encoder.encode(own, "get_config()")}
     if arguments is None:
         raise CaptureError(_unknown_arguments(kind))
-    return {
-        "source": "arguments",
-        "definition": definition,
-        "args": [encoder.encode(item, f"argument {number}") for number, item in enumerate(arguments.args)],
-        "kwargs": {key: encoder.encode(item, f"argument {key}") for key, item in arguments.kwargs.items()},
-    }
+    return {"source": "arguments", "definition": definition, **encoder.encode_arguments(model, "argument")}
 
 
 def _check_binds(kind: type, config: Mapping[str, Any]) -> None:
@@ -141,9 +136,9 @@ def construct(api: KerasApi, constructor: Mapping[str, Any], decoder: Decoder) -
             return _called(decoder.definition(key), (), decoder.decode(config))
         case {"source": "get_config", "definition": key, "config": config}:
             return _called(decoder.definition(key).from_config, (decoder.decode(config),), {})
-        case {"source": "arguments", "definition": key, "args": list(args), "kwargs": dict(kwargs)}:
-            decoded = {name: decoder.decode(item) for name, item in kwargs.items()}
-            return _called(decoder.definition(key), tuple(decoder.decode(item) for item in args), decoded)
+        case {"source": "arguments", "definition": key, "args": list(), "kwargs": dict()}:
+            args, kwargs = decoder.arguments(constructor)
+            return _called(decoder.definition(key), tuple(args), kwargs)
     raise FormatError(f"config.json: constructor: unknown form {constructor!r:.200}.")
 
 

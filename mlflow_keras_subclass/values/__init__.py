@@ -17,6 +17,7 @@ tag                  what it holds
 ``$construct``       a layer or other Keras-based object by its class and recorded constructor arguments
 ``$from_config``     the same by its class and what its own ``get_config`` returned
 ``$sequential`` …    ``$functional``: models of Keras' own classes, with the user's layers in them
+``$symbol``          a symbolic tensor among the arguments: its number in the ``graph`` that stands beside them
 ``$object``          the key of an object without data form, in ``objects.cloudpickle``
 ``$id``, ``$ref``    an object that appears more than once, and its later appearances
 ===================  ================================================================================================

@@ -46,6 +46,7 @@ class Decoder:
         self._arrays = arrays
         self._shared: dict[int, Any] = {}
         self._first: dict[int, dict[str, Any]] = {}
+        self._symbols: list[Any] = []
         for document in documents:
             self._index(document)
 
@@ -149,9 +150,27 @@ class Decoder:
         return kind
 
     def _construct(self, value: dict[str, Any]) -> Any:
-        spec = value["$construct"]
-        kwargs = {key: self.decode(item) for key, item in spec["kwargs"].items()}
-        return self._class_of(spec)(*self._items(spec["args"]), **kwargs)
+        args, kwargs = self.arguments(value["$construct"])
+        return self._class_of(value["$construct"])(*args, **kwargs)
+
+    def arguments(self, spec: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Positional and keyword arguments of a constructor, from what ``Encoder.encode_arguments`` returned."""
+        outer = self._symbols
+        if "graph" in spec:
+            graph = self.decode(spec["graph"])
+            self._symbols = [*graph.inputs, *graph.outputs]
+        try:
+            return self._items(spec["args"]), {key: self.decode(item) for key, item in spec["kwargs"].items()}
+        finally:
+            self._symbols = outer
+
+    def _symbol(self, value: dict[str, Any]) -> Any:
+        number = value["$symbol"]
+        if not (isinstance(number, int) and 0 <= number < len(self._symbols)):
+            raise FormatError(
+                f"config: symbolic tensor {number!r} is not one of the {len(self._symbols)} of its graph."
+            )
+        return self._symbols[number]
 
     def _from_config(self, value: dict[str, Any]) -> Any:
         spec = value["$from_config"]
@@ -220,6 +239,7 @@ class Decoder:
         "$from_config": _from_config,
         "$sequential": _sequential,
         "$functional": _functional,
+        "$symbol": _symbol,
         "$object": _object,
         "$ref": _reference,
     }

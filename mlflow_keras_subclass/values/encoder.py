@@ -80,6 +80,14 @@ class Encoder:
         finally:
             self._seen = seen
 
+    def encode_arguments(self, instance: Any, where: str) -> dict[str, Any]:
+        """The recorded constructor arguments of ``instance``, opaque ones too; ``Decoder.arguments`` reads them.
+
+        Raises:
+            EncodingError: They are not known, or one of them has no form that this artifact can hold.
+        """
+        return _Encoding(self, opaque=True).arguments(instance, where)
+
     def definition(self, value: Any) -> str:
         """The key under which the user's class or function ``value`` is shipped."""
         if id(value) not in self._keys:
@@ -99,6 +107,7 @@ class _Encoding:
         self._encoder = encoder
         self._api = encoder._api
         self._opaque = opaque
+        self._symbols: dict[int, int] = {}
 
     def value(self, value: Any, where: str) -> Any:
         if value is None or value is True or value is False or type(value) in (int, str):
@@ -265,6 +274,8 @@ class _Encoding:
         return {"$instance": self._encoder.definition(type(value)), "attributes": content}
 
     def _own_keras_object(self, value: Any, where: str) -> Any:
+        if id(value) in self._symbols:
+            return {"$symbol": self._symbols[id(value)]}
         if isinstance(value, self._api.keras.KerasTensor | self._api.keras.Variable):
             raise EncodingError(
                 where, f"a {type(value).__name__} is no value that can be stored; pass its shape or value"
@@ -277,7 +288,7 @@ class _Encoding:
             return {"$keras": config}
         if not self._api.is_layer(value):
             return None
-        arguments = self._recorded(value, where)
+        arguments = self.arguments(value, where)
         return {"$construct": {"keras_layer": type(value).__name__, **arguments}}
 
     def _user_keras_object(self, value: Any, where: str) -> Any:
@@ -287,9 +298,10 @@ class _Encoding:
             return {"$from_config": {"definition": self._encoder.definition(kind), "config": config}}
         if recorder.constructor_arguments(value) is None and not self._api.is_layer(value):
             return self._instance(value, where) if _has_plain_state(kind) else None
-        return {"$construct": {"definition": self._encoder.definition(kind), **self._recorded(value, where)}}
+        return {"$construct": {"definition": self._encoder.definition(kind), **self.arguments(value, where)}}
 
-    def _recorded(self, value: Any, where: str) -> dict[str, Any]:
+    def arguments(self, value: Any, where: str) -> dict[str, Any]:
+        """What ``value`` was constructed with."""
         arguments = recorder.constructor_arguments(value)
         if arguments is None:
             raise EncodingError(
@@ -297,10 +309,32 @@ class _Encoding:
                 f"the arguments that this {type(value).__qualname__} was constructed with are not known. Import "
                 "mlflow_keras_subclass before the model is built, give the class a get_config, or pass config=",
             )
-        return {
-            "args": [self.value(item, f"{where}({n})") for n, item in enumerate(arguments.args)],
-            "kwargs": {key: self.value(item, f"{where}({key})") for key, item in arguments.kwargs.items()},
-        }
+        with self._graph_of(value, arguments, where) as graph:
+            return graph | {
+                "args": [self.value(item, f"{where}({n})") for n, item in enumerate(arguments.args)],
+                "kwargs": {key: self.value(item, f"{where}({key})") for key, item in arguments.kwargs.items()},
+            }
+
+    @contextmanager
+    def _graph_of(self, value: Any, arguments: recorder.Arguments, where: str) -> Iterator[dict[str, Any]]:
+        """Symbolic tensors among the arguments can be encoded inside: ``M(inputs, outputs)`` of a user's class ``M``.
+
+        They are the inputs and outputs of a Functional model, which is the graph between them.
+        """
+        outer, self._symbols = self._symbols, {}
+        tensors = list(_symbolic(self._api, [*arguments.args, *arguments.kwargs.values()]))
+        graph: dict[str, Any] = {}
+        if tensors and isinstance(value, self._api.functional_class):
+            inputs = {id(tensor): tensor for tensor in value.inputs}
+            outputs = {id(tensor): tensor for tensor in tensors if id(tensor) not in inputs}
+            with self._api.name_scope():
+                model = self._api.functional_class([*inputs.values()], [*(outputs or inputs).values()])
+            graph = {"graph": self._functional(model, where)}
+            self._symbols = {key: number for number, key in enumerate([*inputs, *outputs])}
+        try:
+            yield graph
+        finally:
+            self._symbols = outer
 
     def _sequential(self, value: Any, where: str) -> Any:
         layers = [self.value(layer, f"{where}.layers[{number}]") for number, layer in enumerate(value.layers)]
@@ -345,6 +379,14 @@ class _Encoding:
             yield
         finally:
             active.discard(id(value))
+
+
+def _symbolic(api: KerasApi, value: Any) -> Iterator[Any]:
+    if isinstance(value, api.keras.KerasTensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _symbolic(api, item)
 
 
 def _untracked_type(value: Any) -> type:
