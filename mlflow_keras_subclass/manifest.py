@@ -28,6 +28,7 @@ __all__ = [
     "GIT_FILE",
     "MANIFEST_FILE",
     "MAX_JSON_BYTES",
+    "MLMODEL_FILE",
     "OBJECTS_FILE",
     "OPTIMIZER_FILE",
     "PATCH_FILE",
@@ -49,6 +50,7 @@ FORMAT_VERSION = 1
 
 DATA_DIR = "keras_subclass"
 CODE_DIR = "code"
+MLMODEL_FILE = "MLmodel"
 
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"

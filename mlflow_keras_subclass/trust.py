@@ -81,13 +81,20 @@ class VerifiedModel:
     """An artifact whose files were all checked against its manifest. Only ``verify`` makes one."""
 
     def __init__(
-        self, token: object, root: Path, manifest: Manifest, policy: TrustPolicy, files: Mapping[str, _CheckedFile]
+        self,
+        token: object,
+        root: Path,
+        manifest: Manifest,
+        manifest_sha256: str,
+        policy: TrustPolicy,
+        files: Mapping[str, _CheckedFile],
     ) -> None:
         """Not for callers: use ``verify``."""
         if token is not _VERIFIED:
             raise TypeError("a VerifiedModel comes from mlflow_keras_subclass.trust.verify() only")
         self.root = root
         self.manifest = manifest
+        self.manifest_sha256 = manifest_sha256
         self.policy = policy
         self._files = files
 
@@ -159,7 +166,7 @@ def verify(root: Path, policy: TrustPolicy) -> VerifiedModel:
     manifest = parse_manifest(data)
     _refuse_unlisted(root, manifest)
     files = {entry.path: _check_file(root, entry) for entry in manifest.files}
-    return VerifiedModel(_VERIFIED, root, manifest, policy, files)
+    return VerifiedModel(_VERIFIED, root, manifest, digest, policy, files)
 
 
 def _read_manifest(root: Path) -> bytes:

@@ -158,7 +158,7 @@ def test_only_verify_makes_a_verified_model(root):
     manifest = verify(root, TrustPolicy()).manifest
 
     with pytest.raises(TypeError, match="verify"):
-        VerifiedModel(object(), root, manifest, TrustPolicy(), {})
+        VerifiedModel(object(), root, manifest, "0" * 64, TrustPolicy(), {})
 
 
 def test_environment_forbids_pickles_whatever_the_caller_allows(monkeypatch):
