@@ -77,6 +77,7 @@ def save_model(
     serialization_format: str = "cloudpickle",
     infer_requirements: bool = False,
     prove: bool = True,
+    bundle: bool | None = None,
     validate_serving_input: bool = True,
 ) -> None:
     """Save a subclassed Keras model as an MLflow model in a local directory.
@@ -102,6 +103,8 @@ def save_model(
         infer_requirements: Also run the model in a subprocess to find requirements, as MLflow's own flavors do.
         prove: Rebuild what was written in an isolated process, without the user's modules, and compare it with
             ``model`` before anything is logged. The process starts once and stays warm.
+        bundle: Whether the model carries the loader that serves it. ``False`` makes this package a requirement
+            instead, and is refused where it was not installed from a package index.
         validate_serving_input: Read by ``Model.log``; accepted here because it passes it on.
 
     Raises:
@@ -126,6 +129,7 @@ def save_model(
         serialization_format=serialization_format,
         infer_requirements=infer_requirements,
         prove=prove,
+        bundle=bundle,
     )
     target = Path(path).absolute()
     _refuse_occupied(target)
@@ -167,6 +171,7 @@ def log_model(
     serialization_format: str = "cloudpickle",
     infer_requirements: bool = False,
     prove: bool = True,
+    bundle: bool | None = None,
     **kwargs: Any,
 ) -> ModelInfo:
     """Log a subclassed Keras model to MLflow.
@@ -201,6 +206,7 @@ def log_model(
         serialization_format: See ``save_model``.
         infer_requirements: See ``save_model``.
         prove: See ``save_model``.
+        bundle: See ``save_model``.
         **kwargs: What else ``mlflow.models.Model.log`` takes: ``resources``, ``auth_policy``, ``prompts``, ``run_id``,
             ``validate_serving_input``.
 
@@ -227,6 +233,7 @@ def log_model(
         serialization_format=serialization_format,
         infer_requirements=infer_requirements,
         prove=prove,
+        bundle=bundle,
     )
     with scratch(None) as root:
         staged = stage(request, root)

@@ -20,6 +20,7 @@ from mlflow_keras_subclass.files import FileEntry, to_json
 
 __all__ = [
     "ARRAYS_FILE",
+    "BUNDLE_PREFIX",
     "CLASS_FILE",
     "CODE_DIR",
     "CONFIG_FILE",
@@ -51,6 +52,7 @@ FORMAT_VERSION = 1
 DATA_DIR = "keras_subclass"
 CODE_DIR = "code"
 MLMODEL_FILE = "MLmodel"
+BUNDLE_PREFIX = "_mks_rt_"
 
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"

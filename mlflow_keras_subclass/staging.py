@@ -20,7 +20,7 @@ import yaml
 from mlflow.models import Model, ModelSignature
 
 from mlflow_keras_subclass import model_dir, proof
-from mlflow_keras_subclass.artifacts import environment, report
+from mlflow_keras_subclass.artifacts import environment, loader, report
 from mlflow_keras_subclass.artifacts import signature as signatures
 from mlflow_keras_subclass.artifacts.report import Card, TensorRow
 from mlflow_keras_subclass.artifacts.signature import Example
@@ -32,10 +32,7 @@ from mlflow_keras_subclass.outputs import named_specs
 from mlflow_keras_subclass.pyfunc import FLAVOR_NAME, PREDICT_PARAMS, ServingOptions
 from mlflow_keras_subclass.specs import ArraySpec, InputSpec
 
-__all__ = ["LOADER_MODULE", "Request", "Staged", "scratch", "stage"]
-
-# The module whose _load_pyfunc MLflow calls; the same for every model.
-LOADER_MODULE = "mlflow_keras_subclass"
+__all__ = ["Request", "Staged", "scratch", "stage"]
 
 _EXTRA_FILES_DIR = "extra_files"
 
@@ -59,6 +56,7 @@ class Request:
     serialization_format: str
     infer_requirements: bool
     prove: bool
+    bundle: bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +68,7 @@ class Staged:
     signature: ModelSignature | None
     example: Example | None
     options: ServingOptions
+    loader_module: str
     flavor: Mapping[str, Any]
 
     def complete(self, root: Path, mlflow_model: Model) -> None:
@@ -81,9 +80,9 @@ class Staged:
         mlflow_model.add_flavor(FLAVOR_NAME, **self.flavor)
         mlflow.pyfunc.add_to_model(
             mlflow_model,
-            loader_module=LOADER_MODULE,
+            loader_module=self.loader_module,
             data=DATA_DIR,
-            code=self.flavor["code"],
+            code=CODE_DIR if (root / CODE_DIR).is_dir() else None,
             conda_env=environment.CONDA_FILE,
             python_env=environment.PYTHON_FILE,
             model_config=self.options.to_config(),
@@ -142,7 +141,9 @@ def stage(request: Request, root: Path) -> Staged:
     options = _options(request.model_config)
     example = signatures.split_example(request.input_example)
     _check(request)
+    loader_module = loader.choose(request.bundle)
     code = _copy_code(request.code_paths, root)
+    loader.write(root, loader_module)
     facts = model_dir.write(
         request.model,
         root,
@@ -161,6 +162,7 @@ def stage(request: Request, root: Path) -> Staged:
         signature=_signature(request.signature, example, facts),
         example=example,
         options=options,
+        loader_module=loader_module,
         flavor={**_flavor(facts, code, request.serialization_format), **_copy_extra_files(request.extra_files, root)},
     )
     if example is not None:
@@ -280,7 +282,9 @@ def _flavor(facts: ModelFacts, code: str | None, serialization_format: str) -> d
 
 def _write_environment(request: Request, staged: Staged) -> None:
     defaults = environment.requirements(
-        backend=staged.facts.manifest.versions.backend, imports=staged.facts.third_party
+        backend=staged.facts.manifest.versions.backend,
+        imports=staged.facts.third_party,
+        bundled=loader.is_bundle(staged.loader_module),
     )
     if request.infer_requirements and request.conda_env is None and request.pip_requirements is None:
         # The subprocess loads the model, which therefore must have its MLmodel; it is written again later.

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections import namedtuple
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +22,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import scoring_server
 from mlflow.types.schema import ColSpec, Schema
+from servers import Server, python_without_package, serving
 
 import mlflow_keras_subclass as mks
+from mlflow_keras_subclass.artifacts import loader
 from mlflow_keras_subclass.pyfunc import DEVICE_VARIABLE, ServingOptions
 
 RANDOM = np.random.default_rng(0)
@@ -234,7 +228,7 @@ def test_without_a_signature_everything_is_taken_too(saved: Any, tmp_path: Path)
     assert found.index.tolist() == list("abcde")
     close(found, saved("dense").expected)
     close(mlflow.pyfunc.load_model(str(tmp_path / "n")).predict(NESTED)["sum"], saved("nested").expected["sum"])
-    with pytest.raises(mks.PredictError, match=r"expected the shape \(None, 4\), got \(2, 9\)"):
+    with pytest.raises(MlflowException, match=r"expected the shape \(None, 4\), got \(2, 9\)"):
         served.predict(np.zeros((2, 9)))
 
 
@@ -413,7 +407,7 @@ def test_batch_size_as_a_parameter_of_one_call(saved: Any, tmp_path: Path) -> No
     served = mlflow.pyfunc.load_model(str(tmp_path / "m"))
 
     close(served.predict(X, params={"batch_size": 3}), saved("dense").expected)
-    with pytest.raises(mks.PredictError, match="batch_size must be a whole number from 1, or null, got -1"):
+    with pytest.raises(MlflowException, match="batch_size must be a whole number from 1, or null, got -1"):
         served.predict(X, params={"batch_size": -1})
 
 
@@ -424,10 +418,10 @@ def test_declared_options_can_be_changed_at_load(saved: Any) -> None:
 
 
 def test_absent_device_is_an_error_that_names_those_present(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(mks.DeviceError, match=r"gpu:7.*cpu:0"):
+    with pytest.raises(MlflowException, match=r"gpu:7.*cpu:0"):
         mlflow.pyfunc.load_model(str(saved("dense").path), model_config={"device": "gpu:7"})
     monkeypatch.setenv(DEVICE_VARIABLE, "gpu:6")
-    with pytest.raises(mks.DeviceError, match=r"gpu:6.*cpu:0"):
+    with pytest.raises(MlflowException, match=r"gpu:6.*cpu:0"):
         mlflow.pyfunc.load_model(str(saved("dense").path))
 
 
@@ -447,7 +441,7 @@ def test_options_of_a_newer_release_are_left_alone() -> None:
 def test_pickles_can_be_forbidden_for_a_server(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
-    with pytest.raises(mks.UntrustedCodeError, match="custom_objects"):
+    with pytest.raises(MlflowException, match="custom_objects"):
         mlflow.pyfunc.load_model(str(saved("dense").path))
 
 
@@ -513,73 +507,89 @@ def test_spark_udf_with_an_array_column_and_with_scalar_columns(saved: Any, tabl
         close([row[0] for row in frame.select(udf(*columns)).collect()], saved("dense").expected)
 
 
+# --- the loader that travels with the model
+
+
+def loader_of(path: Path) -> str:
+    return str(Model.load(str(path)).flavors["python_function"]["loader_module"])
+
+
+def test_bundled_loader_serves_although_this_package_was_imported_before(saved: Any) -> None:
+    """Neither an installed copy takes its place, nor does it note constructions a second time."""
+    before = keras.Model.__new__, keras.layers.Layer.__new__
+    served, name = saved("dense").pyfunc, loader_of(saved("dense").path)
+
+    assert type(served._model_impl).__module__ == f"{name}.pyfunc"
+    assert (saved("dense").path / "code" / name / "pyfunc.py").is_file()
+    assert (keras.Model.__new__, keras.layers.Layer.__new__) == before
+    assert not any(module.startswith(f"{name}.flavor") for module in sys.modules)
+
+
+def test_each_model_has_its_own_loader(saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model logged with another release of this package, in one process with one of this release."""
+    package = tmp_path / "package"
+    shutil.copytree(Path(mks.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (package / "pyfunc.py").read_text(encoding="utf-8")
+    (package / "pyfunc.py").write_text(text.replace("return outputs\n", "return outputs + 1000\n"), encoding="utf-8")
+    monkeypatch.setattr(loader, "_FOLDER", package)
+    loader.bundle.cache_clear()
+    try:
+        mks.save_model(saved("dense").model, tmp_path / "other")
+    finally:
+        loader.bundle.cache_clear()
+    other = mlflow.pyfunc.load_model(str(tmp_path / "other"))
+
+    assert loader_of(tmp_path / "other") != loader_of(saved("dense").path)
+    for _ in range(2):
+        close(other.predict(X), saved("dense").expected + 1000)
+        close(saved("dense").pyfunc.predict(X), saved("dense").expected)
+
+
+def test_files_of_the_user_share_the_folder_with_the_loader(saved: Any, tmp_path: Path) -> None:
+    (tmp_path / "helper_of_the_user.py").write_text("ANSWER = 42\n", encoding="utf-8")
+    mks.save_model(saved("dense").model, tmp_path / "m", code_paths=[str(tmp_path / "helper_of_the_user.py")])
+
+    assert sorted(item.name for item in (tmp_path / "m" / "code").iterdir()) == sorted(
+        ["helper_of_the_user.py", loader_of(tmp_path / "m")]
+    )
+    close(mlflow.pyfunc.load_model(str(tmp_path / "m")).predict(X), saved("dense").expected)
+    (tmp_path / "m" / "code" / loader_of(tmp_path / "m") / "outputs.py").write_text("# changed\n", encoding="utf-8")
+    with pytest.raises(mks.IntegrityError, match=r"changed: code/_mks_rt_.*/outputs\.py"):
+        mks.load_model(tmp_path / "m")
+
+
+def test_model_of_a_bundled_loader_can_be_saved_again(saved: Any, tmp_path: Path) -> None:
+    raw = saved("dense").pyfunc.get_raw_model()
+    mks.save_model(raw, tmp_path / "again")
+
+    close(mlflow.pyfunc.load_model(str(tmp_path / "again")).predict(X), saved("dense").expected)
+
+
 # --- a real server
 
 
 @pytest.fixture(scope="module")
-def server(saved: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """``mlflow models serve --env-manager local`` in a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (tmp_path_factory.mktemp("server") / "log").open("wb")
-    package = str(Path(mks.__file__).parent.parent)
-    environment = {
-        **os.environ,
-        # MLflow starts uvicorn by its name.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
-        DEVICE_VARIABLE: "cpu",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path_factory.mktemp('db') / 'mlflow.db'}",
-    }
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(saved("house").path)]
-    process = subprocess.Popen(
-        [*command, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)],
-        env=environment,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
-    try:
-        _wait(f"http://127.0.0.1:{port}/ping", process, Path(log.name))
-        yield f"http://127.0.0.1:{port}/invocations"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
-        log.close()
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return python_without_package(tmp_path_factory.mktemp("bare") / "venv")
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            pytest.fail(f"the server ended with {process.returncode}:\n{log.read_text(errors='replace')[-4000:]}")
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail("the server did not answer within two minutes")
+@pytest.fixture(scope="module")
+def server(saved: Any, bare_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """``mlflow models serve --env-manager local`` where this package cannot be imported."""
+    folder = tmp_path_factory.mktemp("server")
+    with serving(saved("house").path, folder, python=bare_python, environment={DEVICE_VARIABLE: "cpu"}) as running:
+        yield running
 
 
-def _post(url: str, body: Any) -> tuple[int, Any]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(io.BytesIO(error.read()))
-
-
-def test_real_server_answers_and_refuses(saved: Any, server: str) -> None:
+def test_real_server_answers_and_refuses(saved: Any, server: Server) -> None:
     """Over HTTP, in a process that never saw the class; a wrong request is a 400."""
     columns = {"age": [[1.0], [2.0]], "rooms": [3, 4]}
-    status, answer = _post(server, {"inputs": columns})
+    status, answer = server.ask({"inputs": columns})
 
     assert status == 200
     close(answer["predictions"], saved("house").expected)
-    status, answer = _post(server, {"dataframe_records": [{"age": 1.0, "rooms": 3}, {"age": 2.0, "rooms": 4}]})
+    status, answer = server.ask({"dataframe_records": [{"age": 1.0, "rooms": 3}, {"age": 2.0, "rooms": 4}]})
     assert status == 200
     close(answer["predictions"], saved("house").expected)
-    assert _post(server, {"inputs": {"age": [[1.0]]}})[0] == 400
-    assert _post(server, {"inputs": {"age": [[1.0, 2.0]], "rooms": [3]}})[0] == 400
+    assert server.ask({"inputs": {"age": [[1.0]]}})[0] == 400
+    assert server.ask({"inputs": {"age": [[1.0, 2.0]], "rooms": [3]}})[0] == 400

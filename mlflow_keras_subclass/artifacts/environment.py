@@ -46,18 +46,21 @@ PYTHON_FILE = "python_env.yaml"
 REQUIREMENTS_FILE = "requirements.txt"
 CONSTRAINTS_FILE = "constraints.txt"
 
-_ALWAYS = ("mlflow", "keras", "cloudpickle", "numpy", PACKAGE)
+_ALWAYS = ("mlflow", "keras", "cloudpickle", "numpy")
+# What the bundled loader imports and the others do not bring in with every backend.
+_BUNDLED = ("wrapt",)
 _logger = logging.getLogger(__name__)
 
 
-def requirements(*, backend: str, imports: Iterable[str] = ()) -> list[str]:
+def requirements(*, backend: str, imports: Iterable[str] = (), bundled: bool = True) -> list[str]:
     """Pinned requirements of a model: what loading needs, its backend, and what its source imports.
 
     Args:
         backend: The backend of Keras: ``tensorflow``, ``jax`` or ``torch``.
         imports: Top-level names of the modules that the user's source imports.
+        bundled: Whether the model carries its own loader; if not, this package is a requirement.
     """
-    names = {*_ALWAYS, *_distributions(backend)}
+    names = {*_ALWAYS, *(_BUNDLED if bundled else (PACKAGE,)), *_distributions(backend)}
     for name in imports:
         found = _distributions(name)
         if not found:
@@ -67,6 +70,9 @@ def requirements(*, backend: str, imports: Iterable[str] = ()) -> list[str]:
                 name,
             )
         names.update(found)
+    if bundled:
+        # A training script imports this package, and its classes do not.
+        names.discard(PACKAGE)
     pinned: dict[str, str] = {}
     for name in sorted(names):
         pinned.setdefault(_normalised(name), _pinned(name))

@@ -1,0 +1,116 @@
+"""``mlflow models serve`` in a process of its own, for tests and benchmarks, and a Python that lacks this package."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import site
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "mlflow_keras_subclass"
+
+# Editable installs are found by a .pth file, which the new environment does not read; this is for the other installs.
+_BLOCKER = f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {PACKAGE!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A running server: its address, the process that leads its group, and its log."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def post(self, body: bytes, content_type: str = "application/json") -> tuple[int, bytes]:
+        """Status and body of the answer of ``/invocations``."""
+        request = urllib.request.Request(f"{self.url}/invocations", body, {"Content-Type": content_type})
+        try:
+            with urllib.request.urlopen(request, timeout=120) as response:
+                return response.status, response.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def ask(self, body: Any) -> tuple[int, Any]:
+        """The same for a value, as JSON."""
+        status, answer = self.post(json.dumps(body).encode())
+        return status, json.loads(answer)
+
+
+def python_without_package(folder: Path) -> Path:
+    """A Python with every installed distribution but this package: a server with the requirements only."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    packages = next(folder.glob("lib/python*/site-packages"))
+    (packages / "everything.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
+    (packages / "sitecustomize.py").write_text(_BLOCKER, encoding="utf-8")
+    python = folder / "bin" / "python"
+    # MLflow starts the scoring server by this name.
+    script = folder / "bin" / "uvicorn"
+    script.write_text(f"#!{python}\nfrom uvicorn.main import main\nmain()\n", encoding="utf-8")
+    script.chmod(0o755)
+    missing = subprocess.run([python, "-c", f"import {PACKAGE}"], cwd=folder, env=_environment(python), check=False)
+    assert missing.returncode != 0, f"{PACKAGE} can be imported where it should not be"
+    return python
+
+
+@contextlib.contextmanager
+def serving(
+    model: Path, folder: Path, *, python: Path, workers: int = 1, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Serve ``model`` with ``python`` until the block ends; ``folder`` holds the log."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    where = ["-m", str(model), "-h", "127.0.0.1", "-p", str(port), "--workers", str(workers)]
+    path = folder / f"server-{port}.log"
+    with path.open("wb") as log:
+        process = subprocess.Popen(
+            [str(python), "-m", "mlflow", "models", "serve", *where, "--env-manager", "local"],
+            cwd=folder,
+            env={**_environment(python), **(environment or {})},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        server = Server(url=f"http://127.0.0.1:{port}", process=process, log=path)
+        try:
+            _wait(server)
+            yield server
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+
+def _environment(python: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MLFLOW", "_MLFLOW"))}
+    return {**kept, "PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", "")])}
+
+
+def _wait(server: Server) -> None:
+    for _ in range(900):
+        if server.process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(f"{server.url}/ping", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"the server did not come up:\n{server.log.read_text(errors='replace')[-4000:]}")
