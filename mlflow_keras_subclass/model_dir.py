@@ -432,7 +432,7 @@ class _Rebuild:
             args, kwargs = inputs.map(_zeros)
             model(*args, **kwargs)
             tree = self._walk(model)
-        structure.set_trainable(records, tree, trainable)
+        structure.set_trainable(self._api, records, tree, trainable)
         return tree
 
     def _restore_attributes(self, tree: ModelTree, decoder: Decoder) -> None:

@@ -4,6 +4,7 @@
 where the zoo cannot be imported, and prints a JSON object with one verdict for each case.
 """
 
+import importlib
 import json
 import pathlib
 import pickle
@@ -53,7 +54,10 @@ def differences(expected, got):
 def log(folder, serialization_format):
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
     import keras
-    from zoo import CASES, arguments, habits, patterns, state, structure  # noqa: F401 - they register
+    from zoo import CASES
+
+    for module in sorted(pathlib.Path(__file__).parent.glob("zoo/[a-z]*.py")):
+        importlib.import_module(f"zoo.{module.stem}")  # which registers its cases
 
     verdicts = {}
     for name, case in CASES.items():
@@ -70,14 +74,14 @@ def log_case(path, case, serialization_format):
     model, inputs = case.build()
     mks.save_model(model, path, serialization_format=serialization_format)
     api = keras_api.for_model(model)
+    # Before any call, which may change a seed or a recurrent state.
+    state = [(variable.path.rpartition("/")[2], api.value(variable)) for variable in model.variables]
     spec = recorder.observed_input_spec(model)
     served = []
     if inputs and not case.stateful:
         arrays = spec.flatten(inputs, {})
         call = api.compiled(model, spec, device=None, jit_compile=False)
         served = [arrays, listed(flattened(call(*spec.bind(arrays))))]
-    # Before the call, which may change a seed or a recurrent state.
-    state = [(variable.path.rpartition("/")[2], api.value(variable)) for variable in model.variables]
     native = flat(api, model(*as_called(inputs))) if inputs and not case.random else []
     trainable = len(model.trainable_variables)
     (path / "reference.pickle").write_bytes(pickle.dumps((inputs, native, served, state, trainable)))

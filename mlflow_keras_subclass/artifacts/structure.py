@@ -34,7 +34,15 @@ _AUTOMATIC_NUMBER = re.compile(r"_\d+$")
 
 def capture_layers(api: KerasApi, tree: ModelTree, encoder: Encoder) -> dict[str, Any]:
     """Each layer by path: class, name, how it was built, dtype policy, trainable flag."""
-    return {path: _capture_layer(api, path, layer, encoder) for path, layer in tree.layers.items()}
+    paths = tree.variable_paths()
+    return {
+        path: _capture_layer(api, path, layer, encoder) | {"variables": _own_paths(api, layer, paths)}
+        for path, layer in tree.layers.items()
+    }
+
+
+def _own_paths(api: KerasApi, layer: Any, paths: Mapping[int, str]) -> list[str]:
+    return [paths[id(variable)] for variable in api.own_variables(layer) if id(variable) in paths]
 
 
 def _capture_layer(api: KerasApi, path: str, layer: Any, encoder: Encoder) -> dict[str, Any]:
@@ -50,6 +58,8 @@ def _capture_layer(api: KerasApi, path: str, layer: Any, encoder: Encoder) -> di
     }
     if api.overrides_build_config(layer):
         record["build_config"] = encoder.encode(layer.get_build_config(), where)
+    if (adapter := api.lora(layer)) is not None:
+        record["lora"] = adapter
     return record
 
 
@@ -76,7 +86,10 @@ def build_tree(api: KerasApi, records: Mapping[str, Any], decoder: Decoder, walk
         for path, layer in reversed(tree.layers.items()):
             if path in records and records[path]["built"] and not layer.built:
                 _finish_default_build(api, layer, records[path], decoder)
-    return tree
+    adapted = [path for path, layer in tree.layers.items() if "lora" in records.get(path, {}) and not api.lora(layer)]
+    for path in adapted:
+        api.enable_lora(tree.layers[path], **records[path]["lora"])
+    return walk() if adapted else tree
 
 
 def _build_layer(api: KerasApi, layer: Any, path: str, record: Mapping[str, Any], decoder: Decoder) -> bool:
@@ -144,8 +157,13 @@ def _listed(items: list[str]) -> str:
     return shown if len(items) <= 8 else f"{shown} and {len(items) - 8} more"
 
 
-def set_trainable(records: Mapping[str, Any], tree: ModelTree, variables: Mapping[str, bool]) -> None:
-    """Freeze and unfreeze layers and variables as recorded."""
+def set_trainable(
+    api: KerasApi, records: Mapping[str, Any], tree: ModelTree, variables: Mapping[str, bool]
+) -> None:
+    """Freeze and unfreeze layers and variables as recorded, and give each layer's variables their recorded order.
+
+    A layer that was quantized or frozen after it was built lists its variables in another order than one built so.
+    """
     for path, layer in tree.layers.items():
         if path in records and bool(layer.trainable) != records[path]["trainable"]:
             # Setting it reaches everything below: outer layers come first.
@@ -156,6 +174,10 @@ def set_trainable(records: Mapping[str, Any], tree: ModelTree, variables: Mappin
             # Only Keras variables can be set; those of TensorFlow are fixed by their constructor.
             with contextlib.suppress(AttributeError):
                 variable.trainable = trainable
+    paths = tree.variable_paths()
+    for path, layer in tree.layers.items():
+        if path in records and _own_paths(api, layer, paths) != records[path]["variables"]:
+            api.order_variables(layer, [tree.variables.get(name) for name in records[path]["variables"]])
 
 
 # --- attributes

@@ -135,6 +135,12 @@ class KerasApi:
         """The variables that ``layer`` itself owns, without those of its sublayers and metrics."""
         return [*layer._trainable_variables, *layer._non_trainable_variables]
 
+    def order_variables(self, layer: Any, variables: Sequence[Any]) -> None:
+        """Put the variables that ``layer`` itself owns into this order, which ``layer.variables`` has then."""
+        places = {id(variable): number for number, variable in enumerate(variables)}
+        for group in (layer._trainable_variables, layer._non_trainable_variables):
+            group.sort(key=lambda variable: places.get(id(variable), len(places)))
+
     def sublayers(self, layer: Any) -> list[Any]:
         """The layers tracked directly by ``layer``, in Keras' order."""
         return list(layer._flatten_layers(include_self=False, recursive=False))
@@ -234,6 +240,16 @@ class KerasApi:
         finally:
             for tracker in locked:
                 tracker.lock()
+
+    def lora(self, layer: Any) -> dict[str, Any] | None:
+        """Rank and alpha of the low-rank adapter that ``enable_lora`` gave to ``layer``; ``None`` without one."""
+        if not getattr(layer, "lora_enabled", False):
+            return None
+        return {"rank": int(layer.lora_rank), "alpha": float(getattr(layer, "lora_alpha", layer.lora_rank))}
+
+    def enable_lora(self, layer: Any, *, rank: int, alpha: float) -> None:
+        """Give a built layer a low-rank adapter; its variables are restored like all others."""
+        layer.enable_lora(rank, lora_alpha=alpha)
 
     def dtype_policy(self, layer: Any) -> Any:
         """The serialised dtype policy of ``layer``: its name, or a nested config."""
