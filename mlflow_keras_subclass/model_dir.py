@@ -10,7 +10,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.util import MAGIC_NUMBER
@@ -23,6 +23,7 @@ from mlflow_keras_subclass import keras_api, recorder
 from mlflow_keras_subclass.artifacts import class_definition, config, provenance, state, structure
 from mlflow_keras_subclass.artifacts.class_definition import DefinitionRecord, is_user_defined
 from mlflow_keras_subclass.artifacts.provenance import GitRecord
+from mlflow_keras_subclass.artifacts.state import VariableRecord
 from mlflow_keras_subclass.errors import CaptureError
 from mlflow_keras_subclass.files import ArtifactWriter, FileEntry
 from mlflow_keras_subclass.keras_api import KerasApi
@@ -373,32 +374,80 @@ class _Rebuild:
         api, verified = self._api, self._verified
         placed = api.check_device(device)
         definitions = self._definitions()
-        decoder = Decoder(
-            api,
-            definitions=definitions.definitions,
-            objects=definitions.objects,
-            arrays=_stored_arrays(verified),
-            documents=(self._config, self._structure),
-        )
         registered = {name: definitions.definitions[key] for name, key in definitions.registrations.items()}
         with api.device(placed), self._construction(registered | self._custom_objects):
-            model = config.construct(api, self._config["constructor"], decoder)
             variables = state.read_variables(verified)
-            tree = self._build(model, decoder, {item.path: item.trainable for item in variables})
-            # Some classes make layers in compile(), as when a loss holds a network.
-            compile = compile or not self._structure["layers"].keys() <= tree.layers.keys()
-            if compile:
-                with api.unlocked(tree.layers.values()):
-                    config.compile_model(model, self._config["compile"], decoder)
-                tree = structure.build_tree(api, self._structure["layers"], decoder, lambda: self._walk(model))
+            model, decoder = self._construct(definitions, variables)
+            tree, compiled = self._complete(model, decoder, compile=compile)
+            tree = self._settle(model, tree, variables)
             structure.compare_layers(self._structure["layers"], tree)
-            state.restore_variables(api, verified, variables, tree, compiled=compile)
-            present = {
-                path: item for path, item in self._structure["optimizers"].items() if compile or path in tree.optimizers
-            }
+            state.restore_variables(api, verified, variables, tree, compiled=compiled)
+            optimizers = self._structure["optimizers"]
+            present = {path: item for path, item in optimizers.items() if compiled or path in tree.optimizers}
             state.restore_optimizers(api, verified, present, tree)
             self._restore_attributes(tree, decoder)
         return model
+
+    def _construct(
+        self, definitions: class_definition.Definitions, variables: Sequence[VariableRecord]
+    ) -> tuple[Any, Decoder]:
+        """The model constructed and built; once more if layers turn out to have been replaced after construction."""
+        shapes = {item.path: item.shape for item in variables}
+        records = self._structure["layers"]
+        replaced: tuple[str, ...] = ()
+        while True:
+            decoder = Decoder(
+                self._api,
+                definitions=definitions.definitions,
+                objects=definitions.objects,
+                arrays=_stored_arrays(self._verified),
+                documents=(self._config, self._structure),
+            )
+            model = config.construct(self._api, self._config["constructor"], decoder)
+            structure.put_layers(records, self._walk(model), decoder, replaced)
+            tree = self._build(model, decoder)
+            found = structure.mismatched_layers(records, tree, shapes, lambda item: self._api.shape_and_dtype(item)[0])
+            if not found or replaced:
+                return model, decoder
+            replaced = found
+
+    def _build(self, model: Any, decoder: Decoder) -> ModelTree:
+        return structure.build_tree(self._api, self._structure["layers"], decoder, lambda: self._walk(model))
+
+    def _complete(self, model: Any, decoder: Decoder, *, compile: bool) -> tuple[ModelTree, bool]:
+        """The tree with the layers that ``compile`` makes, or that were put on afterwards; and whether it is compiled.
+
+        Where layers are missing without it, the model is compiled though the caller did not ask for it.
+        """
+        records = self._structure["layers"]
+        tree = self._compile(model, decoder) if compile else self._walk(model)
+        if missing := [path for path in records if path not in tree.layers]:
+            with self._api.unlocked(tree.layers.values()):
+                structure.put_layers(records, tree, decoder, missing)
+            tree = self._build(model, decoder)
+        if compile or records.keys() <= tree.layers.keys():
+            return tree, compile
+        return self._compile(model, decoder), True
+
+    def _compile(self, model: Any, decoder: Decoder) -> ModelTree:
+        with self._api.unlocked(self._walk(model).layers.values()):
+            config.compile_model(model, self._config["compile"], decoder)
+        return self._build(model, decoder)
+
+    def _settle(self, model: Any, tree: ModelTree, variables: Sequence[VariableRecord]) -> ModelTree:
+        """All that must be in place before the variables: vocabularies, variables made in a call, flags, order."""
+        records = self._structure["layers"]
+        state.restore_vocabularies(self._verified, self._structure["vocabularies"], tree)
+        tree = self._walk(model)
+        inputs, _ = config.read_specs(self._config)
+        if inputs is not None and any(item.path not in tree.variables for item in variables if item.kind != "metric"):
+            # A layer that makes variables only when it is called.
+            args, kwargs = inputs.map(_zeros)
+            model(*args, **kwargs)
+            tree = self._walk(model)
+        structure.set_trainable(records, tree, {item.path: item.trainable for item in variables})
+        structure.restore_order(self._api, records, tree)
+        return tree
 
     def _definitions(self) -> class_definition.Definitions:
         """The user's classes: the caller's if the model's own is among them, else the stored ones."""
@@ -420,20 +469,6 @@ class _Rebuild:
 
     def _walk(self, model: Any) -> ModelTree:
         return walk(self._api, model, is_user_defined)
-
-    def _build(self, model: Any, decoder: Decoder, trainable: Mapping[str, bool]) -> ModelTree:
-        records = self._structure["layers"]
-        tree = structure.build_tree(self._api, records, decoder, lambda: self._walk(model))
-        state.restore_vocabularies(self._verified, self._structure["vocabularies"], tree)
-        tree = self._walk(model)
-        inputs, _ = config.read_specs(self._config)
-        if inputs is not None and not trainable.keys() <= tree.variables.keys() and not tree.optimizers:
-            # A layer that makes variables only when it is called.
-            args, kwargs = inputs.map(_zeros)
-            model(*args, **kwargs)
-            tree = self._walk(model)
-        structure.set_trainable(self._api, records, tree, trainable)
-        return tree
 
     def _restore_attributes(self, tree: ModelTree, decoder: Decoder) -> None:
         encoder = Encoder(self._api, is_user_defined)

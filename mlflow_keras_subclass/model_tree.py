@@ -11,8 +11,10 @@ the name depends neither on the order of assignment nor on that of a dict.
 
 from __future__ import annotations
 
+import ast
 import collections
 import functools
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +26,10 @@ __all__ = ["Attribute", "ModelTree", "walk"]
 
 # Written by TensorFlow's and Keras' attribute tracking whenever it sees fit.
 _TRACKING_PREFIXES = ("_self_", "_obj_reference", "_tf_", "__")
+# The owner of a value and the value's attribute name or its key, written as a literal.
+_LAST_STEP = re.compile(
+    r"(?P<owner>|.*?(?=\.[A-Za-z_]\w*$)|.*(?=\[))(?:\.?(?P<name>[A-Za-z_]\w*)|\[(?P<key>-?\d+|'[^']*')\])"
+)
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 
 
@@ -38,7 +44,9 @@ class Attribute:
 
     def replace(self, value: Any) -> None:
         """Put another value in its place; ``TypeError`` if the owner cannot be changed."""
-        if self.is_item:
+        if self.is_item and isinstance(self.owner, list) and self.key == len(self.owner):
+            self.owner.append(value)
+        elif self.is_item:
             self.owner[self.key] = value
         else:
             setattr(self.owner, self.key, value)
@@ -64,6 +72,23 @@ class ModelTree:
     def variable_paths(self) -> dict[int, str]:
         """The path of each variable by its identity."""
         return {id(variable): path for path, variable in self.variables.items()}
+
+    def layer_paths(self) -> dict[int, str]:
+        """The path of each layer by its identity."""
+        return {id(layer): path for path, layer in self.layers.items()}
+
+    def place(self, path: str) -> Attribute | None:
+        """Where a value with this path belongs, whether or not there is one; ``None`` if its owner is not there."""
+        match = _LAST_STEP.fullmatch(path)
+        if match is None:
+            return None
+        owner = self.owners.get(match["owner"])
+        if owner is None and match["owner"] in self.attributes:
+            owner = self.attributes[match["owner"]].value
+        if owner is None:
+            return None
+        key = match["name"] or ast.literal_eval(match["key"])
+        return Attribute(owner=owner, key=key, value=None, is_item=match["name"] is None)
 
 
 def walk(api: KerasApi, model: Any, is_user_defined: Callable[[Any], bool]) -> ModelTree:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mlflow_keras_subclass.errors import FormatError, RebuildError
@@ -25,7 +25,10 @@ __all__ = [
     "capture_layers",
     "compare_attributes",
     "compare_layers",
+    "mismatched_layers",
+    "put_layers",
     "restore_attributes",
+    "restore_order",
     "set_trainable",
 ]
 
@@ -34,15 +37,20 @@ _AUTOMATIC_NUMBER = re.compile(r"_\d+$")
 
 def capture_layers(api: KerasApi, tree: ModelTree, encoder: Encoder) -> dict[str, Any]:
     """Each layer by path: class, name, how it was built, dtype policy, trainable flag."""
-    paths = tree.variable_paths()
+    paths, layer_paths = tree.variable_paths(), tree.layer_paths()
     return {
-        path: _capture_layer(api, path, layer, encoder) | {"variables": _own_paths(api, layer, paths)}
+        path: {
+            **_capture_layer(api, path, layer, encoder),
+            "variables": _paths(api.own_variables(layer), paths),
+            "layers": _paths(api.sublayers(layer), layer_paths),
+            "constructor": None if path == "" else _capture_constructor(api, path, layer, encoder, layer_paths),
+        }
         for path, layer in tree.layers.items()
     }
 
 
-def _own_paths(api: KerasApi, layer: Any, paths: Mapping[int, str]) -> list[str]:
-    return [paths[id(variable)] for variable in api.own_variables(layer) if id(variable) in paths]
+def _paths(items: Iterable[Any], paths: Mapping[int, str]) -> list[str]:
+    return [paths[id(item)] for item in items if id(item) in paths]
 
 
 def _capture_layer(api: KerasApi, path: str, layer: Any, encoder: Encoder) -> dict[str, Any]:
@@ -61,6 +69,21 @@ def _capture_layer(api: KerasApi, path: str, layer: Any, encoder: Encoder) -> di
     if (adapter := api.lora(layer)) is not None:
         record["lora"] = adapter
     return record
+
+
+def _capture_constructor(
+    api: KerasApi, path: str, layer: Any, encoder: Encoder, layer_paths: Mapping[int, str]
+) -> dict[str, Any] | None:
+    """How to make one layer again, other layers by path; ``None`` if that is not known or has no data form.
+
+    Read only for layers that the model's constructor does not make: a head put on afterwards, say.
+    """
+    if api.is_functional(layer):
+        return None
+    try:
+        return encoder.encode_constructor(layer, f"layer {path}", layer_paths)
+    except EncodingError:
+        return None
 
 
 def _class_name(layer: Any) -> str:
@@ -124,6 +147,52 @@ def _finish_default_build(api: KerasApi, layer: Any, record: Mapping[str, Any], 
     api.mark_built(layer)
 
 
+def mismatched_layers(
+    records: Mapping[str, Any], tree: ModelTree, shapes: Mapping[str, tuple[int, ...]], shape_of: Callable[[Any], Any]
+) -> tuple[str, ...]:
+    """Paths of layers that were replaced after construction: of another class, or with variables of other shapes.
+
+    Args:
+        records: What ``capture_layers`` returned.
+        tree: The rebuilt model's tree.
+        shapes: Recorded shape of each variable by path.
+        shape_of: The shape of a variable of the rebuilt model.
+    """
+    return tuple(
+        path
+        for path, layer in tree.layers.items()
+        if path in records
+        and records[path]["constructor"] is not None
+        and (
+            records[path]["class"] != _class_name(layer)
+            or any(
+                name in tree.variables and shape_of(tree.variables[name]) != shapes.get(name)
+                for name in records[path]["variables"]
+            )
+        )
+    )
+
+
+def put_layers(records: Mapping[str, Any], tree: ModelTree, decoder: Decoder, paths: Iterable[str]) -> None:
+    """Construct the layers at ``paths`` from their records and put them in their places in the tree.
+
+    A path whose owner is not there is left out: it comes with another layer, or is found missing afterwards.
+    """
+    made: dict[str, Any] = {}
+
+    def layer_at(path: str) -> Any:
+        if path in tree.layers and path not in paths:
+            return tree.layers[path]
+        if path not in made:
+            made[path] = decoder.constructed(records[path]["constructor"], layer_at)
+        return made[path]
+
+    for path in sorted(paths, key=lambda path: (path.count(".") + path.count("["), path)):
+        place = tree.place(path)
+        if place is not None and records[path]["constructor"] is not None:
+            place.replace(layer_at(path))
+
+
 @contextlib.contextmanager
 def _name_scopes(api: KerasApi, scope: str) -> Any:
     with contextlib.ExitStack() as stack:
@@ -157,13 +226,8 @@ def _listed(items: list[str]) -> str:
     return shown if len(items) <= 8 else f"{shown} and {len(items) - 8} more"
 
 
-def set_trainable(
-    api: KerasApi, records: Mapping[str, Any], tree: ModelTree, variables: Mapping[str, bool]
-) -> None:
-    """Freeze and unfreeze layers and variables as recorded, and give each layer's variables their recorded order.
-
-    A layer that was quantized or frozen after it was built lists its variables in another order than one built so.
-    """
+def set_trainable(records: Mapping[str, Any], tree: ModelTree, variables: Mapping[str, bool]) -> None:
+    """Freeze and unfreeze layers and variables as recorded."""
     for path, layer in tree.layers.items():
         if path in records and bool(layer.trainable) != records[path]["trainable"]:
             # Setting it reaches everything below: outer layers come first.
@@ -174,10 +238,22 @@ def set_trainable(
             # Only Keras variables can be set; those of TensorFlow are fixed by their constructor.
             with contextlib.suppress(AttributeError):
                 variable.trainable = trainable
-    paths = tree.variable_paths()
+
+
+def restore_order(api: KerasApi, records: Mapping[str, Any], tree: ModelTree) -> None:
+    """Give each layer's variables and sublayers their recorded order, which ``model.variables`` follows.
+
+    A layer that was quantized, frozen or added to after it was built lists them in another order than one built so.
+    """
+    paths, layer_paths = tree.variable_paths(), tree.layer_paths()
     for path, layer in tree.layers.items():
-        if path in records and _own_paths(api, layer, paths) != records[path]["variables"]:
-            api.order_variables(layer, [tree.variables.get(name) for name in records[path]["variables"]])
+        record = records.get(path)
+        if record is None:
+            continue
+        if _paths(api.own_variables(layer), paths) != record["variables"]:
+            api.order_variables(layer, [tree.variables.get(name) for name in record["variables"]])
+        if _paths(api.sublayers(layer), layer_paths) != record["layers"]:
+            api.order_sublayers(layer, [tree.layers.get(name) for name in record["layers"]])
 
 
 # --- attributes
@@ -219,7 +295,7 @@ def restore_attributes(
     for path in _differing(recorded, tree, current, recorded_as):
         attribute, value = tree.attributes.get(path), recorded[path]
         try:
-            (attribute or _new_attribute(path, tree)).replace(decoder.decode(value))
+            _placed(path, attribute or tree.place(path)).replace(decoder.decode(value))
         except (TypeError, AttributeError, KeyError, IndexError, FormatError) as error:
             raise RebuildError(
                 f"{path}: the attribute was changed after construction and cannot be set on the rebuilt model: {error}"
@@ -256,11 +332,10 @@ def _differing(
     return found
 
 
-def _new_attribute(path: str, tree: ModelTree) -> Attribute:
-    owner_path, _, name = path.rpartition(".")
-    if owner_path not in tree.owners or not name.isidentifier():
-        raise KeyError(f"{owner_path or 'model'} is not in the rebuilt model")
-    return Attribute(owner=tree.owners[owner_path], key=name, value=None, is_item=False)
+def _placed(path: str, attribute: Attribute | None) -> Attribute:
+    if attribute is None:
+        raise KeyError(f"what holds {path} is not in the rebuilt model")
+    return attribute
 
 
 def _comparable(value: Any) -> Any:

@@ -137,9 +137,12 @@ class KerasApi:
 
     def order_variables(self, layer: Any, variables: Sequence[Any]) -> None:
         """Put the variables that ``layer`` itself owns into this order, which ``layer.variables`` has then."""
-        places = {id(variable): number for number, variable in enumerate(variables)}
         for group in (layer._trainable_variables, layer._non_trainable_variables):
-            group.sort(key=lambda variable: places.get(id(variable), len(places)))
+            _sort_like(group, variables)
+
+    def order_sublayers(self, layer: Any, sublayers: Sequence[Any]) -> None:
+        """Put the layers tracked directly by ``layer`` into this order."""
+        _sort_like(layer._layers, sublayers)
 
     def sublayers(self, layer: Any) -> list[Any]:
         """The layers tracked directly by ``layer``, in Keras' order."""
@@ -358,3 +361,8 @@ class KerasApi:
         many threads. A class that overrides ``predict`` or ``predict_step`` is served by that method.
         """
         return inference.compiled(self, model, input_spec, device=device, jit_compile=jit_compile)
+
+
+def _sort_like(items: list[Any], order: Sequence[Any]) -> None:
+    places = {id(item): number for number, item in enumerate(order)}
+    items.sort(key=lambda item: places.get(id(item), len(places)))

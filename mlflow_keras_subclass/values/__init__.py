@@ -19,6 +19,7 @@ tag                  what it holds
 ``$sequential`` …    ``$functional``: models of Keras' own classes, with the user's layers in them
 ``$symbol``          a symbolic tensor among the arguments: its number in the ``graph`` that stands beside them
 ``$object``          the key of an object without data form, in ``objects.cloudpickle``
+``$layer``           the path of another layer of the model, among the arguments of one
 ``$id``, ``$ref``    an object that appears more than once, and its later appearances
 ===================  ================================================================================================
 

@@ -47,6 +47,8 @@ class Decoder:
         self._shared: dict[int, Any] = {}
         self._first: dict[int, dict[str, Any]] = {}
         self._symbols: list[Any] = []
+
+        self._layer_at: Callable[[str], Any] = _no_layers
         for document in documents:
             self._index(document)
 
@@ -144,10 +146,17 @@ class Decoder:
     def _class_of(self, spec: dict[str, Any]) -> Any:
         if "definition" in spec:
             return self.definition(spec["definition"])
+        if spec["keras_layer"] == "Sequential":
+            return self._api.keras.Sequential
         kind = getattr(self._api.keras.layers, spec["keras_layer"], None)
         if not (isinstance(kind, type) and issubclass(kind, self._api.keras.layers.Layer)):
             raise FormatError(f"config: keras.layers has no layer {spec['keras_layer']!r} (Keras {self._api.version}).")
         return kind
+
+    def constructed(self, spec: dict[str, Any], layer_at: Callable[[str], Any]) -> Any:
+        """A layer made again from what ``encode_constructor`` returned; ``layer_at`` finds other layers by path."""
+        self._layer_at = layer_at
+        return self._construct({"$construct": spec})
 
     def _construct(self, value: dict[str, Any]) -> Any:
         args, kwargs = self.arguments(value["$construct"])
@@ -242,4 +251,9 @@ class Decoder:
         "$symbol": _symbol,
         "$object": _object,
         "$ref": _reference,
+        "$layer": lambda self, value: self._layer_at(value["$layer"]),
     }
+
+
+def _no_layers(path: str) -> Any:
+    raise FormatError(f"config: a reference to the layer {path!r} outside a layer's constructor.")

@@ -57,6 +57,7 @@ class Encoder:
         self._seen: dict[int, dict[str, Any]] = {}
         self._stored: dict[tuple[Any, ...], str] = {}
         self._active: set[int] = set()
+        self._layer_paths: Mapping[int, str] = {}
 
     def encode(self, value: Any, where: str, *, opaque: bool = True) -> Any:
         """``value`` as JSON; ``where`` names it in errors and array names.
@@ -70,15 +71,31 @@ class Encoder:
 
     def encode_alone(self, value: Any, where: str) -> Any:
         """``value`` as JSON that refers to nothing outside itself, and never as an ``$object``."""
+        with self._alone():
+            return self.encode(value, where, opaque=False)
+
+    def encode_constructor(self, layer: Any, where: str, layer_paths: Mapping[int, str]) -> dict[str, Any]:
+        """The class and the recorded arguments of ``layer``, with other layers of the model as ``$layer`` paths.
+
+        Raises:
+            EncodingError: The arguments are not known, or one has no data form.
+        """
+        with self._alone():
+            self._layer_paths = layer_paths
+            return _Encoding(self, opaque=False).constructor(layer, where)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """What is encoded inside refers to nothing outside; a failure leaves no trace."""
         seen, self._seen = self._seen, {}
         before = dict(self.arrays), dict(self.definitions), dict(self._keys)
         try:
-            return self.encode(value, where, opaque=False)
+            yield
         except BaseException:
             self.arrays, self.definitions, self._keys = before
             raise
         finally:
-            self._seen = seen
+            self._seen, self._layer_paths = seen, {}
 
     def encode_arguments(self, instance: Any, where: str) -> dict[str, Any]:
         """The recorded constructor arguments of ``instance``, opaque ones too; ``Decoder.arguments`` reads them.
@@ -224,6 +241,8 @@ class _Encoding:
 
     def _shared(self, value: Any, where: str) -> Any:
         seen = self._encoder._seen
+        if id(value) in self._encoder._layer_paths:
+            return {"$layer": self._encoder._layer_paths[id(value)]}
         if id(value) in seen:
             first = seen[id(value)]
             first.setdefault("$id", len([item for item in seen.values() if "$id" in item]))
@@ -299,6 +318,16 @@ class _Encoding:
         if recorder.constructor_arguments(value) is None and not self._api.is_layer(value):
             return self._instance(value, where) if _has_plain_state(kind) else None
         return {"$construct": {"definition": self._encoder.definition(kind), **self.arguments(value, where)}}
+
+    def constructor(self, layer: Any, where: str) -> dict[str, Any]:
+        """The class and arguments of one layer, which itself is not written as a reference."""
+        if self._api.is_sequential(layer):
+            layers = [self.value(item, f"{where}.layers[{number}]") for number, item in enumerate(layer.layers)]
+            return {"keras_layer": "Sequential", "args": [layers], "kwargs": {"name": layer.name}}
+        kind = type(layer)
+        user = self._encoder._is_user_defined(kind)
+        named = {"definition": self._encoder.definition(kind)} if user else {"keras_layer": kind.__name__}
+        return {**named, **self.arguments(layer, where)}
 
     def arguments(self, value: Any, where: str) -> dict[str, Any]:
         """What ``value`` was constructed with."""

@@ -215,6 +215,16 @@ def shared_layer():
     return called(Shared(), X)
 
 
+class Scaled(keras.layers.Layer):
+    def __init__(self, units, scale, maker=keras.layers.Dense):
+        super().__init__()
+        self.dense = maker(units)
+        self.scale = scale
+
+    def call(self, x):
+        return self.dense(x) * self.scale
+
+
 class AddedLater(keras.Model):
     def __init__(self):
         super().__init__()
@@ -226,11 +236,84 @@ class AddedLater(keras.Model):
         return y if self.head is None else self.head(y)
 
 
-@case(refused="head")
+@case()
 def layer_added_after_construction():
     model = AddedLater()
     model.head = keras.layers.Dense(2)
     return called(model, X)
+
+
+@case()
+def head_of_several_layers_added_after_construction():
+    model = AddedLater()
+    model.head = keras.Sequential([Scaled(3, 0.5), keras.layers.Dropout(0.3), keras.layers.Dense(2)])
+    return called(model, X)
+
+
+@case()
+def layer_replaced_after_construction():
+    model = Autoencoder()
+    model.encoder = keras.layers.Dense(5, activation="relu")
+    return called(model, X)
+
+
+@case()
+def layer_replaced_by_one_of_another_class():
+    model = Autoencoder()
+    model.decoder = Scaled(4, 2.0)
+    model.decode(model(X))
+    return model, (X,)
+
+
+@case()
+def layers_appended_after_construction():
+    model = Containers()
+    model.in_list.append(keras.layers.Dense(4))
+    model.in_dict["late"] = keras.layers.Dense(4)
+    model.in_list[-1](X)
+    model.in_dict["late"](X)
+    return called(model, X)
+
+
+@case(refused="head")
+def layer_added_that_nothing_describes():
+    model = AddedLater()
+    model.head = Scaled(2, 0.5, maker=lambda units: keras.layers.Dense(units))
+    return called(model, X)
+
+
+class Lookup(keras.Model):
+    """Two layers of one shape, in a dict whose order depends on an argument."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.towers = {name: keras.layers.Dense(4) for name in names}
+
+    def call(self, x):
+        for name in sorted(self.towers):
+            x = self.towers[name](x)
+        return x
+
+
+@case()
+def dict_order_from_an_argument():
+    return called(Lookup({"b": 1, "a": 2, "c": 3}), X)
+
+
+class KeywordCall(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, x, **extra):
+        return self.dense(x) + extra["bias"]
+
+
+@case()
+def call_with_keywords():
+    model = KeywordCall()
+    model(X, bias=np.ones((6, 1), "float32"))
+    return model, ()
 
 
 class Gan(keras.Model):
