@@ -5,10 +5,11 @@ READY := $(VENV)/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format examples clean
+EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
+.PHONY: help demo examples $(EXAMPLES) test test-fast lint format comparison clean
 
 help:  ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
 
 # uv installs the same wheels as pip, an order of magnitude faster; it comes from PyPI like the rest.
 $(READY): pyproject.toml
@@ -17,8 +18,29 @@ $(READY): pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]'
 	touch $(READY)
 
+# What they print is for people: without TensorFlow's report on CUDA and MLflow's on its database.
+demo $(EXAMPLES): export TF_CPP_MIN_LOG_LEVEL = 3
+demo $(EXAMPLES): export MLFLOW_LOGGING_LEVEL = WARNING
+
 demo: $(READY)  ## Train, log, reload without the source, serve and score a subclassed model
 	$(BIN)/python examples/demo.py
+
+examples: $(EXAMPLES)  ## Run all of examples/, one after the other
+
+image-classifier: $(READY)  ## Example: custom layers, constructor arguments
+	$(BIN)/python examples/image_classifier.py
+
+variational-autoencoder: $(READY)  ## Example: a train_step of one's own, training goes on
+	$(BIN)/python examples/variational_autoencoder.py
+
+text-classifier: $(READY)  ## Example: strings in, TextVectorization inside
+	$(BIN)/python examples/text_classifier.py
+
+two-tower-recommender: $(READY)  ## Example: a dict of inputs
+	$(BIN)/python examples/two_tower_recommender.py
+
+seed-patterns: $(READY)  ## Example: three common ways to write a subclass
+	$(BIN)/python examples/seed_patterns.py
 
 test: $(READY)  ## All tests
 	$(BIN)/python -m pytest
@@ -34,6 +56,9 @@ lint: $(READY)  ## ruff and mypy
 format: $(READY)  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+comparison: $(READY)  ## Write docs/comparison.md: this flavor beside MLflow's and Keras' own ways
+	$(BIN)/python benchmarks/comparison.py
 
 clean:  ## Remove what make and the demo made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache dist
