@@ -5,6 +5,7 @@ Thin: ``staging`` writes, ``model_dir`` rebuilds. Imports everything below it; i
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import shutil
@@ -19,9 +20,10 @@ from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
-from mlflow_keras_subclass import keras_api, model_dir
+from mlflow_keras_subclass import keras_api, model_dir, proof
 from mlflow_keras_subclass.artifacts import environment, report
 from mlflow_keras_subclass.artifacts import provenance as provenances
+from mlflow_keras_subclass.errors import KerasSubclassError
 from mlflow_keras_subclass.pyfunc import FLAVOR_NAME, flavor_configuration, open_verified, prefer_backend
 from mlflow_keras_subclass.staging import Request, Staged, scratch, stage
 from mlflow_keras_subclass.trust import TrustPolicy
@@ -29,6 +31,7 @@ from mlflow_keras_subclass.trust import TrustPolicy
 __all__ = [
     "DIGEST_TAG",
     "FLAVOR_NAME",
+    "PROOF_TAG",
     "get_default_conda_env",
     "get_default_pip_requirements",
     "load_model",
@@ -37,6 +40,7 @@ __all__ = [
 ]
 
 DIGEST_TAG = "mlflow_keras_subclass.manifest_sha256"
+PROOF_TAG = "mlflow_keras_subclass.proof"
 
 _NOTE_TAG = "mlflow.note.content"
 _COMMIT_TAG = "mlflow.source.git.commit"
@@ -74,9 +78,9 @@ def save_model(
     model_config: Any = None,
     config: Mapping[str, Any] | None = None,
     provenance: str = "full",
-    serialization_format: str = "cloudpickle",
+    serialization_format: str | None = None,
     infer_requirements: bool = False,
-    prove: bool = True,
+    prove: bool | str = True,
     bundle: bool | None = None,
     validate_serving_input: bool = True,
 ) -> None:
@@ -99,7 +103,8 @@ def save_model(
         model_config: Serving options, a dict or the path of a YAML file: ``device``, ``batch_size``, ``jit_compile``.
         config: The constructor's arguments by name, for a model whose arguments are not known.
         provenance: ``full`` (commit and patch), ``commit`` (no patch) or ``off``.
-        serialization_format: How the class definition is stored: ``cloudpickle``, ``source`` or ``import``.
+        serialization_format: How the class definition is brought back: ``cloudpickle``, ``source`` or ``import``;
+            ``None`` takes what is proven, the pickle first.
         infer_requirements: Also run the model in a subprocess to find requirements, as MLflow's own flavors do.
         prove: Rebuild what was written in an isolated process, without the user's modules, and compare it with
             ``model`` before anything is logged. The process starts once and stays warm.
@@ -131,6 +136,10 @@ def save_model(
         prove=prove,
         bundle=bundle,
     )
+    if _is_later(prove):
+        raise KerasSubclassError(
+            "prove='background' marks a logged model, and save_model logs none: use True or False."
+        )
     target = Path(path).absolute()
     _refuse_occupied(target)
     described = Model() if mlflow_model is None else mlflow_model
@@ -168,9 +177,9 @@ def log_model(
     model_config: Any = None,
     config: Mapping[str, Any] | None = None,
     provenance: str = "full",
-    serialization_format: str = "cloudpickle",
+    serialization_format: str | None = None,
     infer_requirements: bool = False,
-    prove: bool = True,
+    prove: bool | str = True,
     bundle: bool | None = None,
     **kwargs: Any,
 ) -> ModelInfo:
@@ -205,7 +214,8 @@ def log_model(
         provenance: See ``save_model``.
         serialization_format: See ``save_model``.
         infer_requirements: See ``save_model``.
-        prove: See ``save_model``.
+        prove: See ``save_model``. ``"background"`` logs at once and proves afterwards; the tag
+            ``mlflow_keras_subclass.proof`` of the logged model is ``pending``, then ``proven`` or ``failed: …``.
         bundle: See ``save_model``.
         **kwargs: What else ``mlflow.models.Model.log`` takes: ``resources``, ``auth_policy``, ``prompts``, ``run_id``,
             ``validate_serving_input``.
@@ -235,11 +245,14 @@ def log_model(
         prove=prove,
         bundle=bundle,
     )
-    with scratch(None) as root:
+    with scratch(None) as root, contextlib.ExitStack() as undo:
         staged = stage(request, root)
+        later = proof.Later(root, staged.facts, forced=serialization_format is not None) if _is_later(prove) else None
+        if later is not None:
+            undo.callback(later.discard)
         if model_config is not None:
             kwargs["model_config"] = str(model_config) if isinstance(model_config, Path) else model_config
-        all_tags, all_params = _tags(staged, tags), _params(staged, params)
+        all_tags, all_params = _tags(staged, tags, prove), _params(staged, params)
         info: ModelInfo = Model.log(
             artifact_path=artifact_path,
             name=name,
@@ -253,10 +266,13 @@ def log_model(
             model_type=model_type,
             step=step,
             model_id=model_id,
-            serialization_format=serialization_format,
+            serialization_format=staged.facts.serialization_format,
             **kwargs,
         )
+        undo.pop_all()
     _describe(info, staged, all_tags, all_params, filled=model_id is not None)
+    if later is not None:
+        later.start(lambda result: _set_proof(info.model_id, result))
     return info
 
 
@@ -268,6 +284,7 @@ def load_model(
     compile: bool = True,
     device: str | None = None,
     trust_policy: TrustPolicy | None = None,
+    verify: bool = False,
 ) -> Any:
     """Load a model back as what it was: an instance of its own class, with all of its state.
 
@@ -280,6 +297,8 @@ def load_model(
         compile: Whether to compile the model as it was compiled, and to restore its optimizer.
         device: ``cpu``, ``gpu`` or ``gpu:1``; the backend chooses if ``None``.
         trust_policy: What the model may do; the policy of the environment if ``None``.
+        verify: Ask the model what it was asked when it was logged, and compare: bit for bit on the same backend,
+            processor and kind of device, else floats within a relative 1e-3.
 
     Raises:
         FormatError: There is no model of this flavor at the URI.
@@ -293,7 +312,10 @@ def load_model(
     verified = open_verified(root, trust_policy or TrustPolicy.from_environment())
     _import_from(root, flavor_configuration(root).get("code"))
     prefer_backend(verified.manifest)
-    return model_dir.rebuild(verified, custom_objects=custom_objects, compile=compile, device=device)
+    model = model_dir.rebuild(verified, custom_objects=custom_objects, compile=compile, device=device)
+    if verify:
+        model_dir.verify_predictions(verified, model)
+    return model
 
 
 def get_default_pip_requirements() -> list[str]:
@@ -318,11 +340,26 @@ def _refuse_unknown(kwargs: Mapping[str, Any]) -> None:
         raise TypeError(f"log_model() got unexpected keyword arguments: {', '.join(unknown)}")
 
 
-def _tags(staged: Staged, given: Mapping[str, Any] | None) -> dict[str, Any]:
+def _is_later(prove: bool | str) -> bool:
+    return prove == "background"
+
+
+def _set_proof(model_id: str, result: str) -> None:
+    # Of an existing experiment and in another thread: a failure here must reach a person, not an exception hook.
+    try:
+        mlflow.MlflowClient().set_logged_model_tags(model_id, {PROOF_TAG: result})
+    except MlflowException as error:
+        _logger.warning("The proof of %s ended (%s), but its tag could not be set: %s", model_id, result, error)
+    if result != "proven":
+        _logger.error("The logged model %s does not come back as it was: %s", model_id, result)
+
+
+def _tags(staged: Staged, given: Mapping[str, Any] | None, prove: bool | str) -> dict[str, Any]:
     return {
         **provenances.tags(staged.facts.git),
         **(given or {}),
         DIGEST_TAG: staged.facts.manifest_sha256,
+        PROOF_TAG: "pending" if _is_later(prove) else "proven" if prove else "not tried",
     }
 
 

@@ -25,6 +25,8 @@ __all__ = [
     "CODE_DIR",
     "CONFIG_FILE",
     "DATA_DIR",
+    "FINGERPRINT_ARRAYS_FILE",
+    "FINGERPRINT_FILE",
     "FORMAT_VERSION",
     "GIT_FILE",
     "MANIFEST_FILE",
@@ -67,6 +69,8 @@ OBJECTS_FILE = "objects.cloudpickle"
 SOURCE_DIR = "source"
 GIT_FILE = "git.json"
 PATCH_FILE = "uncommitted.diff.txt"
+FINGERPRINT_FILE = "fingerprint.json"
+FINGERPRINT_ARRAYS_FILE = "fingerprint.safetensors"
 PROOF_FILE = "proof.json"
 SUMMARY_FILE = "model_summary.txt"
 

@@ -6,6 +6,7 @@ Reads like the table of contents; each step is a part in ``artifacts``. Imports 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import inspect
@@ -20,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from mlflow_keras_subclass import keras_api, recorder
-from mlflow_keras_subclass.artifacts import class_definition, config, provenance, state, structure
+from mlflow_keras_subclass.artifacts import class_definition, config, fingerprint, provenance, state, structure
 from mlflow_keras_subclass.artifacts.class_definition import DefinitionRecord, is_user_defined
 from mlflow_keras_subclass.artifacts.provenance import GitRecord
 from mlflow_keras_subclass.artifacts.state import VariableRecord
-from mlflow_keras_subclass.errors import CaptureError
+from mlflow_keras_subclass.coercion import Arrays, coerce, example_arrays
+from mlflow_keras_subclass.errors import CaptureError, PredictError
 from mlflow_keras_subclass.files import ArtifactWriter, FileEntry
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import (
@@ -34,6 +36,7 @@ from mlflow_keras_subclass.manifest import (
     DATA_DIR,
     FORMAT_VERSION,
     OBJECTS_FILE,
+    PROOF_FILE,
     STRUCTURE_FILE,
     SUMMARY_FILE,
     Manifest,
@@ -46,7 +49,7 @@ from mlflow_keras_subclass.tensors import TensorFile, TensorSource, write_tensor
 from mlflow_keras_subclass.trust import VerifiedModel
 from mlflow_keras_subclass.values import Decoder, Encoder
 
-__all__ = ["ModelFacts", "add_json", "compare", "read_specs", "rebuild", "unchanged", "write"]
+__all__ = ["ModelFacts", "add_json", "compare", "read_specs", "rebuild", "unchanged", "verify_predictions", "write"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,8 @@ class ModelFacts:
     manifest: Manifest
     manifest_sha256: str
     summary: str
+    serialization_format: str
+    routes: Mapping[str, str]
     user_modules: tuple[str, ...]
 
 
@@ -76,7 +81,7 @@ def write(
     custom_objects: Mapping[str, Any] | None = None,
     example: Any = None,
     provenance: str = "full",
-    serialization_format: str = "cloudpickle",
+    serialization_format: str | None = None,
 ) -> ModelFacts:
     """Write ``root/keras_subclass`` for ``model``; ``root/code``, if there, is digested too.
 
@@ -85,13 +90,15 @@ def write(
         root: The model directory; our folder in it must not exist.
         config: The constructor's arguments by name, for a model whose arguments are not known.
         custom_objects: Classes and functions by the names under which Keras is to find them.
-        example: An input of the model, used for its spec where no call of it was seen.
+        example: An input of the model, used for its spec where no call of it was seen, and for its fingerprint.
         provenance: ``full`` (commit and patch), ``commit`` (no patch) or ``off``.
-        serialization_format: The route that a load takes: ``cloudpickle``, ``source`` or ``import``.
+        serialization_format: The route that a load takes: ``cloudpickle``, ``source`` or ``import``; ``None`` takes
+            the pickle, or the source where the pickle cannot be used.
 
     Raises:
         CaptureError: Something of the model cannot be stored so that it would come back the same.
         ClassDefinitionError: The class definition cannot be shipped.
+        PredictError: The model does not take the example.
     """
     return _Write(model, root, dict(custom_objects or {})).run(
         config=config, example=example, detail=provenance, serialization_format=serialization_format
@@ -108,11 +115,12 @@ class _Write:
         self._encoder = Encoder(self._api, is_user_defined)
 
     def run(
-        self, *, config: Mapping[str, Any] | None, example: Any, detail: str, serialization_format: str
+        self, *, config: Mapping[str, Any] | None, example: Any, detail: str, serialization_format: str | None
     ) -> ModelFacts:
         tree = walk(self._api, self._model, is_user_defined)
         _refuse(self._model, tree)
         inputs = recorder.observed_input_spec(self._model) or _spec_of_example(self._model, example)
+        probe = None if example is None or inputs is None else _probe(example, inputs)
         document = self._describe(tree, config)
         variables = state.write_variables(self._api, tree, self._writer)
         self._write_structure(tree)
@@ -122,6 +130,8 @@ class _Write:
         document |= _specs_to_json(inputs, outputs)
         self._writer.write_json(CONFIG_FILE, document)
         self._write_arrays()
+        guard = functools.partial(unchanged, self._api, self._model)
+        fingerprint.write(self._writer, self._api, self._model, inputs, probe, guard)
         git = provenance.write(self._writer, definitions.source_files, fallback=Path.cwd(), provenance=detail)
         summary = _summary(self._model)
         self._writer.write_text(SUMMARY_FILE, summary)
@@ -140,6 +150,8 @@ class _Write:
             manifest=manifest,
             manifest_sha256=write_manifest(self._writer.directory, manifest),
             summary=summary,
+            serialization_format=definitions.record.serialization_format,
+            routes=definitions.record.routes,
             user_modules=tuple(sorted({module.name.partition(".")[0] for module in definitions.record.modules})),
         )
 
@@ -162,7 +174,7 @@ class _Write:
         }
         self._writer.write_json(STRUCTURE_FILE, document)
 
-    def _write_definitions(self, tree: ModelTree, serialization_format: str) -> class_definition.Written:
+    def _write_definitions(self, tree: ModelTree, serialization_format: str | None) -> class_definition.Written:
         for owner in tree.owners.values():
             if is_user_defined(type(owner)):
                 self._encoder.definition(type(owner))
@@ -211,11 +223,19 @@ def _refuse(model: Any, tree: ModelTree) -> None:
 def _spec_of_example(model: Any, example: Any) -> InputSpec | None:
     if example is None:
         return None
+    example = example_arrays(example)
     parameters = inspect.signature(model.call).parameters.values()
     names = [item.name for item in parameters if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)]
     if isinstance(example, Mapping) and len(example) > 1 and set(example) <= set(names):
         return observe_call((), dict(example), names, "float32")
     return observe_call((example,), {}, names, "float32")
+
+
+def _probe(example: Any, inputs: InputSpec) -> Arrays:
+    try:
+        return coerce(example, inputs)
+    except PredictError as error:
+        raise PredictError(f"input_example: {error.message}") from None
 
 
 def _output_spec(api: KerasApi, model: Any, inputs: InputSpec | None) -> Structure | None:
@@ -331,6 +351,17 @@ def compare(verified: VerifiedModel, model: Any) -> dict[str, int]:
     return {"layers": len(layout["layers"]), "variables": len(variables), "attributes": len(layout["attributes"])}
 
 
+def verify_predictions(verified: VerifiedModel, model: Any) -> dict[str, str]:
+    """Ask a rebuilt model what it was asked when it was logged; the result for each entry point.
+
+    Raises:
+        RebuildError: It answers differently.
+    """
+    api = keras_api.for_model(model)
+    spec, _ = read_specs(verified)
+    return fingerprint.verify(verified, api, model, spec, functools.partial(unchanged, api, model))
+
+
 def read_specs(verified: VerifiedModel) -> tuple[InputSpec | None, Structure | None]:
     """Input and output spec of the stored model."""
     return config.read_specs(verified.read_json(CONFIG_FILE))
@@ -342,6 +373,7 @@ def rebuild(
     custom_objects: Mapping[str, Any] | None = None,
     compile: bool = True,
     device: str | None = None,
+    route: str | None = None,
 ) -> Any:
     """The model that was logged, rebuilt: an instance of its own class with all of its state.
 
@@ -352,6 +384,7 @@ def rebuild(
         compile: Whether to compile the model as it was compiled, and to restore its optimizers; a class that makes
             layers in ``compile`` is compiled in any case.
         device: Where to put the variables (``cpu``, ``gpu:1``); ``None`` or ``auto`` leaves it to the backend.
+        route: The route by which the class is brought back; ``None`` follows the record and the proof.
 
     Raises:
         RebuildError: The model built is not the one that was logged.
@@ -359,12 +392,13 @@ def rebuild(
         UntrustedCodeError: The stored class may not be loaded.
         DeviceError: ``device`` is not present.
     """
-    return _Rebuild(verified, custom_objects or {}).run(compile=compile, device=device)
+    return _Rebuild(verified, custom_objects or {}, route).run(compile=compile, device=device)
 
 
 class _Rebuild:
-    def __init__(self, verified: VerifiedModel, custom_objects: Mapping[str, Any]) -> None:
+    def __init__(self, verified: VerifiedModel, custom_objects: Mapping[str, Any], route: str | None) -> None:
         self._verified = verified
+        self._route = route
         self._custom_objects = dict(custom_objects)
         self._config = verified.read_json(CONFIG_FILE)
         self._structure = verified.read_json(STRUCTURE_FILE)
@@ -455,9 +489,10 @@ class _Rebuild:
         given = _by_key(record, self._custom_objects)
         if self._config["constructor"].get("definition") in given:
             return class_definition.Definitions(definitions=given, objects={}, registrations={})
-        pickled = record.serialization_format == "cloudpickle" or OBJECTS_FILE in self._verified.names()
-        self._verified.policy.check_code(record.serialization_format, pickled=pickled)
-        stored = class_definition.read(record, self._verified)
+        has_objects = OBJECTS_FILE in self._verified.names()
+        route = self._route or class_definition.choose_route(record, _proven(self._verified), has_objects=has_objects)
+        self._verified.policy.check_code(route, pickled=route == "cloudpickle" or has_objects)
+        stored = class_definition.read(replace(record, serialization_format=route), self._verified)
         return class_definition.Definitions(
             definitions={**stored.definitions, **given}, objects=stored.objects, registrations=stored.registrations
         )
@@ -482,6 +517,14 @@ class _Rebuild:
             ),
             recorded_as=lambda value: _with_digests(value, stored),
         )
+
+
+def _proven(verified: VerifiedModel) -> dict[str, str]:
+    """Each route that was tried when the model was logged: ``""``, or why it did not bring the model back."""
+    if PROOF_FILE not in verified.names():
+        return {}
+    routes = verified.read_json(PROOF_FILE)["routes"]
+    return {name: str(reason) for name, reason in routes.items()}
 
 
 def _by_key(record: DefinitionRecord, custom_objects: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,37 +1,34 @@
 """Proof at log time: what was just written is rebuilt in an isolated process and compared with the live model.
 
 The process has no user modules (an import hook blocks them), no GPU and no network. It is started once and kept warm,
-because importing TensorFlow costs seconds and a proof of a small model a fraction of one. Imports model_dir and
-everything below it.
+because importing TensorFlow costs seconds and a proof of a small model a fraction of one. Every route by which the
+class could be brought back is tried, so that a load follows what is known to work. Imports model_dir and everything
+below it.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mlflow_keras_subclass import keras_api, model_dir
+from mlflow_keras_subclass import model_dir
 from mlflow_keras_subclass.errors import ProofError
-from mlflow_keras_subclass.keras_api import KerasApi
-from mlflow_keras_subclass.manifest import PROOF_FILE
+from mlflow_keras_subclass.manifest import CODE_DIR, DATA_DIR, PROOF_FILE
 from mlflow_keras_subclass.model_dir import ModelFacts
-from mlflow_keras_subclass.specs import ArraySpec, InputSpec
 
-__all__ = ["ProofRecord", "outputs_of", "prove", "read_arrays", "write_arrays"]
+__all__ = ["Later", "ProofRecord", "prove"]
 
 _SECONDS = 900.0
 _PACKAGE_FOLDER = Path(__file__).parent.parent
@@ -39,131 +36,113 @@ _PACKAGE_FOLDER = Path(__file__).parent.parent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProofRecord:
-    """What ``proof.json`` holds: what was compared, and on what.
+    """What ``proof.json`` holds: what was compared, and the result.
 
-    ``probe`` is ``input_example`` or ``seeded`` (drawn from the input spec), or says why no outputs were compared.
+    Attributes:
+        layers: Number of layers compared.
+        variables: Number of variables compared, bit for bit.
+        attributes: Number of plain attributes compared.
+        entry_points: For each entry point ``exact``, ``close`` (the live model was on another device), or why its
+            answers could not be compared.
+        routes: For each route by which the class can be brought back ``""`` if it brought back this model, else what
+            speaks against it.
+        device: The device of the other process.
+        seconds: How long it took.
     """
 
     layers: int
     variables: int
     attributes: int
-    outputs: int
-    probe: str
-    exact: bool
+    entry_points: Mapping[str, str]
+    routes: Mapping[str, str]
     device: str
     seconds: float
 
 
-def prove(
-    model: Any,
-    root: Path,
-    facts: ModelFacts,
-    example: Mapping[str | None, Any] | None,
-    *,
-    importable: bool = False,
-) -> ModelFacts:
+def prove(root: Path, facts: ModelFacts, *, forced: bool) -> ModelFacts:
     """Rebuild ``root`` elsewhere, compare, and add ``proof.json``; returns the facts with the new manifest.
 
     Args:
-        model: The live model; as it was afterwards.
         root: The model directory just written.
         facts: Of that directory.
-        example: An input by name, used in place of a seeded one.
-        importable: Whether the class is meant to be imported where the model is loaded; its modules are not blocked.
+        forced: Whether only the route that the record names will do.
 
     Raises:
         ProofError: The model does not come back, or not as it is; the text says what differs.
     """
-    started = time.monotonic()
-    api = keras_api.for_model(model)
-    with tempfile.TemporaryDirectory(prefix="mlflow-keras-subclass-proof-") as folder:
-        probe, reason = _probe(facts.input_spec, example)
-        expected: list[Any] | None = None
-        if probe is not None and facts.input_spec is not None:
-            with api.device("cpu:0"):
-                expected, reason = _expected(api, model, facts.input_spec, probe, reason)
-        if expected is not None:
-            write_arrays(Path(folder, "inputs.npz"), [*probe.values()] if probe else [])
-            write_arrays(Path(folder, "outputs.npz"), expected)
-        # Another device sums in another order.
-        exact = not any(name.startswith("gpu") for name in api.devices())
-        answer = _worker(api.backend).ask(
-            {
-                "root": str(root),
-                "probe": folder if expected is not None else None,
-                "exact": exact,
-                "blocked": [] if importable else list(facts.user_modules),
-            }
-        )
-    if "error" in answer:
-        raise ProofError(
-            f"{facts.class_name} was written but does not come back as it is, so it was not logged.\n{answer['error']}"
-        )
-    seconds = round(time.monotonic() - started, 3)
-    record = ProofRecord(**answer["compared"], probe=reason, exact=exact, device="cpu", seconds=seconds)
-    return model_dir.add_json(root, facts, PROOF_FILE, asdict(record))
+    return model_dir.add_json(root, facts, PROOF_FILE, asdict(_compare(root, facts, forced=forced)))
 
 
-def _probe(
-    spec: InputSpec | None, example: Mapping[str | None, Any] | None
-) -> tuple[dict[str | None, Any] | None, str]:
-    if spec is None:
-        return None, "no call of the model was seen"
-    if example is not None:
-        return dict(example), "input_example"
-    rng = np.random.default_rng(20261124)
-    return {name: _drawn(leaf, rng) for name, leaf in spec.leaves().items()}, "seeded"
+class Later:
+    """A proof that runs while the caller goes on, on links to the files that are being logged."""
 
+    def __init__(self, root: Path, facts: ModelFacts, *, forced: bool) -> None:
+        """Keep what ``root`` holds now; it may be moved or removed afterwards."""
+        self._folder = Path(tempfile.mkdtemp(prefix="mlflow-keras-subclass-proof-"))
+        self._facts = facts
+        self._forced = forced
+        for name in (DATA_DIR, CODE_DIR):
+            if (root / name).is_dir():
+                shutil.copytree(root / name, self._folder / name, copy_function=_link)
 
-def _drawn(leaf: ArraySpec, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    shape = leaf.observed or tuple(2 if size is None else size for size in leaf.shape)
-    if leaf.dtype == "string":
-        return np.full(shape, "probe", dtype=object)
-    if leaf.dtype == "bool" or "int" in leaf.dtype:
-        # Small: a token must be in the vocabulary, a class among the classes.
-        return rng.integers(0, 2, shape).astype(leaf.dtype)
-    return rng.normal(size=shape).astype(leaf.dtype)
+    def start(self, done: Callable[[str], None]) -> threading.Thread:
+        """Prove in a thread that the process waits for at its end; ``done`` gets ``proven`` or what differs."""
+        thread = threading.Thread(target=self._run, args=(done,), name="mlflow-keras-subclass-proof")
+        thread.start()
+        return thread
 
+    def discard(self) -> None:
+        """Remove what was kept."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
-def _expected(
-    api: KerasApi, model: Any, spec: InputSpec, probe: Mapping[str | None, Any], reason: str
-) -> tuple[list[Any] | None, str]:
-    """The live model's outputs, or none and why; its state afterwards is that before."""
-    answers = []
-    for _ in range(2):
+    def _run(self, done: Callable[[str], None]) -> None:
         try:
-            with model_dir.unchanged(api, model):
-                answers.append(outputs_of(api, model, spec, probe))
-        except Exception as error:
-            # The live model itself does not take this call: there is nothing to compare with.
-            return None, f"the model's own call raised {type(error).__name__}"
-    if any(_digest(one) != _digest(other) for one, other in zip(*answers, strict=True)):
-        return None, "the model draws from a random generator that is not part of it: no two calls answer alike"
-    return answers[0], reason
+            _compare(self._folder, self._facts, forced=self._forced)
+            done("proven")
+        except ProofError as error:
+            done(f"failed: {error.message}")
+        finally:
+            self.discard()
 
 
-def _digest(array: np.ndarray[Any, Any]) -> tuple[str, tuple[int, ...], bytes]:
-    content = array.astype(str) if array.dtype == object else array
-    return array.dtype.name, array.shape, hashlib.sha256(np.ascontiguousarray(content).tobytes()).digest()
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
 
 
-def outputs_of(api: KerasApi, model: Any, spec: InputSpec, arrays: Mapping[str | None, Any]) -> list[Any]:
-    """Every output of one call, flat, as arrays."""
-    args, kwargs = spec.bind({name: api.tensor(array) for name, array in arrays.items()})
-    return [api.value(item) for item in api.keras.tree.flatten(model(*args, **kwargs))]
+def _compare(root: Path, facts: ModelFacts, *, forced: bool) -> ProofRecord:
+    started = time.monotonic()
+    chosen = facts.serialization_format
+    answers = {route: _answer(root, facts, route) for route in _routes(facts)}
+    proven = [route for route, answer in answers.items() if "error" not in answer]
+    if not proven or (forced and chosen not in proven):
+        raise ProofError(
+            f"{facts.class_name} was written but does not come back as it is, so it was not logged.\n"
+            f"{answers[chosen]['error']}"
+        )
+    reasons = {route: str(answer.get("error", "")) for route, answer in answers.items()}
+    return ProofRecord(
+        **answers[proven[0]]["compared"],
+        routes={**facts.routes, **reasons} if chosen != "import" else reasons,
+        device="cpu",
+        seconds=round(time.monotonic() - started, 3),
+    )
 
 
-def write_arrays(path: Path, arrays: list[Any]) -> None:
-    """Write arrays for the other process; strings as text, so that nothing is pickled."""
-    plain = [array.astype(str) if array.dtype == object else array for array in map(np.asarray, arrays)]
-    np.savez(path, *[array.view(np.uint16) if array.dtype.name == "bfloat16" else array for array in plain])
+def _routes(facts: ModelFacts) -> list[str]:
+    """The route that the record names, then the others that nothing speaks against."""
+    chosen = facts.serialization_format
+    if chosen == "import":
+        return [chosen]
+    return [chosen, *(route for route in ("cloudpickle", "source") if route != chosen and not facts.routes[route])]
 
 
-def read_arrays(path: Path) -> list[Any]:
-    """The inverse of ``write_arrays``."""
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = [stored[f"arr_{number}"] for number in range(len(stored.files))]
-    return [array.astype(object) if array.dtype.kind == "U" else array for array in arrays]
+def _answer(root: Path, facts: ModelFacts, route: str) -> dict[str, Any]:
+    blocked = [] if route == "import" else list(facts.user_modules)
+    request = {"root": str(root), "route": route, "blocked": blocked}
+    return _worker(facts.manifest.versions.backend).ask(request)
 
 
 class _Worker:

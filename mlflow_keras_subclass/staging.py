@@ -24,13 +24,12 @@ from mlflow_keras_subclass.artifacts import environment, loader, report
 from mlflow_keras_subclass.artifacts import signature as signatures
 from mlflow_keras_subclass.artifacts.report import Card, TensorRow
 from mlflow_keras_subclass.artifacts.signature import Example
-from mlflow_keras_subclass.coercion import coerce, example_arrays
-from mlflow_keras_subclass.errors import KerasSubclassError, PredictError
+from mlflow_keras_subclass.errors import KerasSubclassError
 from mlflow_keras_subclass.manifest import CODE_DIR, DATA_DIR
 from mlflow_keras_subclass.model_dir import ModelFacts
 from mlflow_keras_subclass.outputs import named_specs
 from mlflow_keras_subclass.pyfunc import FLAVOR_NAME, PREDICT_PARAMS, ServingOptions
-from mlflow_keras_subclass.specs import ArraySpec, InputSpec
+from mlflow_keras_subclass.specs import ArraySpec
 
 __all__ = ["Request", "Staged", "scratch", "stage"]
 
@@ -53,9 +52,9 @@ class Request:
     model_config: Any
     config: Mapping[str, Any] | None
     provenance: str
-    serialization_format: str
+    serialization_format: str | None
     infer_requirements: bool
-    prove: bool
+    prove: bool | str
     bundle: bool | None
 
 
@@ -149,13 +148,12 @@ def stage(request: Request, root: Path) -> Staged:
         root,
         config=request.config,
         custom_objects=request.custom_objects,
-        example=None if example is None else example_arrays(example.data),
+        example=None if example is None else example.data,
         provenance=request.provenance,
         serialization_format=request.serialization_format,
     )
-    if request.prove:
-        arrays = None if example is None or facts.input_spec is None else _example_arrays(example, facts.input_spec)
-        facts = proof.prove(request.model, root, facts, arrays, importable=request.serialization_format == "import")
+    if request.prove is True:
+        facts = proof.prove(root, facts, forced=request.serialization_format is not None)
     staged = Staged(
         root=root,
         facts=facts,
@@ -163,7 +161,7 @@ def stage(request: Request, root: Path) -> Staged:
         example=example,
         options=options,
         loader_module=loader_module,
-        flavor={**_flavor(facts, code, request.serialization_format), **_copy_extra_files(request.extra_files, root)},
+        flavor={**_flavor(facts, code), **_copy_extra_files(request.extra_files, root)},
     )
     if example is not None:
         signatures.write_example(root, Model(), example, facts.input_spec)
@@ -171,14 +169,9 @@ def stage(request: Request, root: Path) -> Staged:
     return staged
 
 
-def _example_arrays(example: Example, input_spec: InputSpec) -> dict[str | None, Any]:
-    try:
-        return coerce(example.data, input_spec)
-    except PredictError as error:
-        raise PredictError(f"input_example: {error.message}") from None
-
-
 def _check(request: Request) -> None:
+    if request.prove not in (True, False, "background"):
+        raise KerasSubclassError(f"prove: expected True, False or 'background', got {request.prove!r}.")
     environment.check_arguments(request.conda_env, request.pip_requirements, request.extra_pip_requirements)
     signature = request.signature
     if isinstance(signature, ModelSignature):
@@ -263,7 +256,7 @@ def _signature(
     return signatures.from_example(example, facts.input_spec, facts.output_spec)
 
 
-def _flavor(facts: ModelFacts, code: str | None, serialization_format: str) -> dict[str, Any]:
+def _flavor(facts: ModelFacts, code: str | None) -> dict[str, Any]:
     versions = facts.manifest.versions
     return {
         "data": DATA_DIR,
@@ -276,7 +269,7 @@ def _flavor(facts: ModelFacts, code: str | None, serialization_format: str) -> d
         "backend_version": versions.backend_version,
         "python_version": versions.python,
         "cloudpickle_version": versions.cloudpickle,
-        "serialization_format": serialization_format,
+        "serialization_format": facts.serialization_format,
     }
 
 

@@ -156,6 +156,11 @@ class KerasApi:
         """The value of a variable or tensor as an array of its own dtype (``bfloat16`` as ``ml_dtypes``)."""
         return np.asarray(self.keras.ops.convert_to_numpy(variable))
 
+    def flat(self, structure: Any) -> list[Any]:
+        """The leaves of a nested structure, in Keras' order."""
+        leaves: list[Any] = self.keras.tree.flatten(structure)
+        return leaves
+
     def tensor(self, value: Any) -> Any:
         """An array as a tensor of the backend; text as strings."""
         value = np.asarray(value)

@@ -883,8 +883,11 @@ def test_all_that_cannot_be_pickled_is_named(project: Path, tmp_path: Path) -> N
         """,
     )
     with pytest.raises(ClassDefinitionError) as caught:
-        write(tmp_path, {"Net": module.Net})
+        write(tmp_path, {"Net": module.Net}, serialization_format="cloudpickle")
+    chosen, _ = write(tmp_path, {"Net": module.Net}, "chosen")
     module.HANDLE.close()
+
+    assert chosen.serialization_format == "source"
 
     text = str(caught.value)
     assert "handles.HANDLE cannot be pickled" in text

@@ -14,7 +14,7 @@ file names of the manifest.
 from __future__ import annotations
 
 from mlflow_keras_subclass.artifacts.class_definition.origins import is_user_defined
-from mlflow_keras_subclass.artifacts.class_definition.reading import read
+from mlflow_keras_subclass.artifacts.class_definition.reading import choose_route, read
 from mlflow_keras_subclass.artifacts.class_definition.records import (
     DefinitionRecord,
     Definitions,
@@ -23,4 +23,13 @@ from mlflow_keras_subclass.artifacts.class_definition.records import (
 )
 from mlflow_keras_subclass.artifacts.class_definition.writing import write
 
-__all__ = ["DefinitionRecord", "Definitions", "SourceModule", "Written", "is_user_defined", "read", "write"]
+__all__ = [
+    "DefinitionRecord",
+    "Definitions",
+    "SourceModule",
+    "Written",
+    "choose_route",
+    "is_user_defined",
+    "read",
+    "write",
+]

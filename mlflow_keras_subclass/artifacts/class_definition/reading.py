@@ -24,7 +24,7 @@ from mlflow_keras_subclass.errors import ClassDefinitionError
 from mlflow_keras_subclass.files import ArtifactReader
 from mlflow_keras_subclass.manifest import CLASS_FILE, OBJECTS_FILE, SOURCE_DIR
 
-__all__ = ["read"]
+__all__ = ["choose_route", "read"]
 
 _PYTHONS = {
     "6f0d0d0a": "3.10",
@@ -41,7 +41,7 @@ def read(record: DefinitionRecord, reader: ArtifactReader) -> Definitions:
     Raises:
         ClassDefinitionError: They cannot be brought back in this process; the text says what is needed.
     """
-    route = _route(record, reader)
+    route = choose_route(record, {}, has_objects=OBJECTS_FILE in reader.names())
     if route == "import":
         live = {key: _imported(module, name, key) for key, (module, name) in record.definitions.items()}
         return Definitions(definitions=live, objects={}, registrations=record.registrations)
@@ -51,21 +51,35 @@ def read(record: DefinitionRecord, reader: ArtifactReader) -> Definitions:
     return Definitions(definitions=definitions, objects=objects, registrations=record.registrations)
 
 
-def _route(record: DefinitionRecord, reader: ArtifactReader) -> str:
-    """The route that the record names, or the source where the pickle was written by another Python."""
-    if record.serialization_format == "import" or record.python_magic == importlib.util.MAGIC_NUMBER.hex():
-        return record.serialization_format
+def choose_route(record: DefinitionRecord, proven: Mapping[str, str], *, has_objects: bool) -> str:
+    """The route to take in this process: the one that the record names, or the one that was proven instead.
+
+    Args:
+        record: How the definitions were stored.
+        proven: For each route that was tried when the model was logged ``""``, or why it did not bring it back;
+            empty if nothing was tried.
+        has_objects: Whether there are pickled objects besides, which every route but ``import`` reads.
+
+    Raises:
+        ClassDefinitionError: No route is open here; the text says what is needed.
+    """
+    chosen = record.serialization_format
+    if chosen == "import":
+        return chosen
+    if record.python_magic == importlib.util.MAGIC_NUMBER.hex():
+        other = "source" if chosen == "cloudpickle" else "cloudpickle"
+        return other if proven.get(chosen) and proven.get(other) == "" else chosen
     needed = f"Python {_PYTHONS.get(record.python_magic, 'with bytecode magic ' + record.python_magic)}"
     here = f"Python {_PYTHONS.get(importlib.util.MAGIC_NUMBER.hex(), importlib.util.MAGIC_NUMBER.hex())}"
-    if OBJECTS_FILE in reader.names():
+    if has_objects:
         raise ClassDefinitionError(
             f"{OBJECTS_FILE} holds bytecode of {needed} and cannot be read in {here}. Load the model with {needed}, or "
             f"log it again after replacing lambdas and closures by named functions."
         )
-    if record.routes["source"]:
+    if reason := record.routes["source"] or proven.get("source", ""):
         raise ClassDefinitionError(
             f"{CLASS_FILE} holds bytecode of {needed} and cannot be read in {here}; the source text cannot be used "
-            f"instead: {record.routes['source']} Load the model with {needed}, or pass your own class."
+            f"instead: {reason} Load the model with {needed}, or pass your own class."
         )
     return "source"
 

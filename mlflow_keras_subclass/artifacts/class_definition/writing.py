@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow_keras_subclass.artifacts.class_definition import fidelity
@@ -53,7 +53,7 @@ class _Options:
     definitions: Mapping[str, Any]
     objects: Mapping[str, Any]
     registrations: Mapping[str, str]
-    serialization_format: str
+    serialization_format: str | None
     extra_modules: tuple[str, ...]
 
 
@@ -87,7 +87,7 @@ def write(
     *,
     objects: Mapping[str, Any],
     registrations: Mapping[str, str],
-    serialization_format: str = "cloudpickle",
+    serialization_format: str | None = None,
     extra_modules: Sequence[str] = (),
 ) -> Written:
     """Store ``definitions`` and ``objects`` in the artifact, with the source text of all modules that they need.
@@ -97,7 +97,8 @@ def write(
         definitions: Key to live class or function of the user.
         objects: Key to a value without a form as data; user definitions in it are stored once, as definitions.
         registrations: Keras' registered name to the key of a definition.
-        serialization_format: The route that ``read`` takes.
+        serialization_format: The route that ``read`` takes; ``None`` is the pickle, or the source where the pickle
+            cannot be used.
         extra_modules: Names of user modules that are imported in ways that cannot be seen in the text.
 
     Raises:
@@ -115,6 +116,8 @@ def _write(options: _Options) -> Written:
     survey = _survey(options)
     sources = _find_sources(survey, options)
     routes = _routes(survey, sources, options)
+    chosen = options.serialization_format or _first_open(routes)
+    options = replace(options, serialization_format=chosen)
     _refuse(survey, routes, options)
     notes = set(sources.closure.notes) | _notes(survey, sources)
     for path, data in {s.module.path: s.data for s in sources.closure.sources.values()}.items():
@@ -122,7 +125,7 @@ def _write(options: _Options) -> Written:
     if options.serialization_format != "import":
         notes |= _write_pickles(survey, sources, routes, options)
     record = DefinitionRecord(
-        serialization_format=options.serialization_format,
+        serialization_format=chosen,
         routes=routes,
         python_magic=importlib.util.MAGIC_NUMBER.hex(),
         definitions={key: _place(value) for key, value in options.definitions.items()},
@@ -154,12 +157,12 @@ def _limits_raised() -> Iterator[None]:
 
 
 def _check(
-    serialization_format: str,
+    serialization_format: str | None,
     registrations: Mapping[str, str],
     definitions: Mapping[str, Any],
     objects: Mapping[str, Any],
 ) -> None:
-    if serialization_format not in ROUTES:
+    if serialization_format is not None and serialization_format not in ROUTES:
         raise ClassDefinitionError(f"serialization_format must be one of {ROUTES}, got {serialization_format!r}.")
     unknown = sorted(set(registrations.values()) - set(definitions))
     if unknown:
@@ -339,6 +342,10 @@ def _against_import(definitions: Mapping[str, Any]) -> list[str]:
         elif find_spec(module) is None or not (is_reachable(value) or is_shipped(value)):
             reasons.append(f"{key}: {module}.{qualname} cannot be imported.")
     return reasons
+
+
+def _first_open(routes: Mapping[str, str]) -> str:
+    return "source" if routes["cloudpickle"] and not routes["source"] else "cloudpickle"
 
 
 def _refuse(survey: _Survey, routes: Mapping[str, str], options: _Options) -> None:
