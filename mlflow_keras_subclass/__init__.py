@@ -7,22 +7,33 @@ arguments of every model built from then on.
 Architecture
 ============
 
-Each row imports only rows below it (``tests/fast/test_architecture.py`` holds that)::
+Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads this table and holds that::
 
     flavor           save_model, log_model, load_model: MLflow's verbs
+    staging          a whole model directory, before MLflow knows of it
     pyfunc           python_function: coercion, compiled predict, chunks
+    proof            rebuilds what was just written in an isolated process and compares
+    proof_worker     that process
+    inspection       what a model directory holds, without running any of it
     model_dir        write(model, …) and rebuild(verified, …): the two flows, in order
-    artifacts/       one part each, none imports another:
-                     class_definition  the class by value, and its source
-                     config            constructor arguments, specs, compile configuration
-                     structure         layers, build arguments, attributes
-                     state             variables, vocabularies, optimizers
-                     provenance        git commit, patch, source compared with the commit
-                     signature, environment, report
+    artifacts        one part each, none imports another: class_definition (the class by value, and its source),
+                     config (constructor and compile arguments, specs), structure (layers, attributes), state
+                     (variables, vocabularies, optimizers), fingerprint (what it answered), provenance (git),
+                     signature, environment, loader (the copy that serves), report
+    values           Python values as type-tagged JSON
+    model_tree       every object of a model by its attribute path
+    recorder         arguments of constructors, compile and calls, noted as the user's code runs
+    keras_api        the seam: all that is asked of Keras and its backends
     trust            verify() -> VerifiedModel: nothing is run before its bytes were checked
-    tensors, coercion, model_tree, values/, recorder
-    keras_api/       the seam: all that is asked of Keras and its backends
-    manifest, specs, files, errors
+    tensors          arrays in the safetensors layout
+    coercion         from what a caller has to what the model takes
+    outputs          from what the model returns to what the caller gets
+    pickles          what a pickle would import, without unpickling it
+    manifest         the format: file names, versions, strict JSON
+    specs            nested structures of shape and dtype
+    files            writing with digests
+    errors           every error raised on purpose
+    version          the version
 
 Saving walks the live model by attribute path (``model_tree``), writes each part below ``keras_subclass/`` and the
 manifest last. Loading checks every file against the manifest, brings the class back, constructs the model from
