@@ -9,6 +9,7 @@ Architecture
 
 Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads this table and holds that::
 
+    checkpoints      load_checkpoint, and the search for it; callbacks makes them
     flavor           save_model, log_model, load_model: MLflow's verbs
     staging          a whole model directory, before MLflow knows of it
     pyfunc           python_function: coercion, compiled predict, chunks
@@ -41,9 +42,13 @@ the recorded arguments, builds it layer by layer from recorded build arguments, 
 none missing, none left over.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from mlflow_keras_subclass import recorder
+from mlflow_keras_subclass.checkpoints import find_checkpoints, load_checkpoint
 from mlflow_keras_subclass.errors import (
     CaptureError,
+    CheckpointError,
     ClassDefinitionError,
     DeviceError,
     FormatError,
@@ -66,25 +71,41 @@ from mlflow_keras_subclass.pyfunc import _load_pyfunc as _load_pyfunc
 from mlflow_keras_subclass.trust import TrustPolicy
 from mlflow_keras_subclass.version import __version__
 
+if TYPE_CHECKING:
+    from mlflow_keras_subclass.callbacks import ModelCheckpoint as ModelCheckpoint
+
 __all__ = [
     "FLAVOR_NAME",
     "CaptureError",
+    "CheckpointError",
     "ClassDefinitionError",
     "DeviceError",
     "FormatError",
     "IntegrityError",
     "KerasSubclassError",
+    "ModelCheckpoint",
     "PredictError",
     "ProofError",
     "RebuildError",
     "TrustPolicy",
     "UntrustedCodeError",
     "__version__",
+    "find_checkpoints",
     "get_default_conda_env",
     "get_default_pip_requirements",
+    "load_checkpoint",
     "load_model",
     "log_model",
     "save_model",
 ]
 
 recorder.arm()
+
+
+def __getattr__(name: str) -> Any:
+    """``ModelCheckpoint`` subclasses a class of Keras, so it is imported when it is first asked for."""
+    if name != "ModelCheckpoint":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mlflow_keras_subclass.callbacks import ModelCheckpoint
+
+    return ModelCheckpoint

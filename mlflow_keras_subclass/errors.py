@@ -10,6 +10,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 __all__ = [
     "CaptureError",
+    "CheckpointError",
     "ClassDefinitionError",
     "DeviceError",
     "FormatError",
@@ -32,6 +33,10 @@ class KerasSubclassError(MlflowException):
 
 class CaptureError(KerasSubclassError):
     """The model cannot be stored so that it would come back the same: change the model or state ``config=``."""
+
+
+class CheckpointError(KerasSubclassError):
+    """There is no such checkpoint, or the way to make checkpoints is not one there is."""
 
 
 class ClassDefinitionError(KerasSubclassError):

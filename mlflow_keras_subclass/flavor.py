@@ -82,6 +82,7 @@ def save_model(
     infer_requirements: bool = False,
     prove: bool | str = True,
     bundle: bool | None = None,
+    include_optimizer: bool = True,
     validate_serving_input: bool = True,
 ) -> None:
     """Save a subclassed Keras model as an MLflow model in a local directory.
@@ -110,6 +111,8 @@ def save_model(
             ``model`` before anything is logged. The process starts once and stays warm.
         bundle: Whether the model carries the loader that serves it. ``False`` makes this package a requirement
             instead, and is refused where it was not installed from a package index.
+        include_optimizer: Store the state of optimizers, so that training goes on exactly; without it, they come
+            back as ``compile()`` makes them.
         validate_serving_input: Read by ``Model.log``; accepted here because it passes it on.
 
     Raises:
@@ -135,6 +138,7 @@ def save_model(
         infer_requirements=infer_requirements,
         prove=prove,
         bundle=bundle,
+        include_optimizer=include_optimizer,
     )
     if _is_later(prove):
         raise KerasSubclassError(
@@ -181,6 +185,7 @@ def log_model(
     infer_requirements: bool = False,
     prove: bool | str = True,
     bundle: bool | None = None,
+    include_optimizer: bool = True,
     **kwargs: Any,
 ) -> ModelInfo:
     """Log a subclassed Keras model to MLflow.
@@ -217,6 +222,7 @@ def log_model(
         prove: See ``save_model``. ``"background"`` logs at once and proves afterwards; the tag
             ``mlflow_keras_subclass.proof`` of the logged model is ``pending``, then ``proven`` or ``failed: …``.
         bundle: See ``save_model``.
+        include_optimizer: See ``save_model``.
         **kwargs: What else ``mlflow.models.Model.log`` takes: ``resources``, ``auth_policy``, ``prompts``, ``run_id``,
             ``validate_serving_input``.
 
@@ -244,6 +250,7 @@ def log_model(
         infer_requirements=infer_requirements,
         prove=prove,
         bundle=bundle,
+        include_optimizer=include_optimizer,
     )
     with scratch(None) as root, contextlib.ExitStack() as undo:
         staged = stage(request, root)

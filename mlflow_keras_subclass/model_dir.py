@@ -49,7 +49,17 @@ from mlflow_keras_subclass.tensors import TensorFile, TensorSource, write_tensor
 from mlflow_keras_subclass.trust import VerifiedModel
 from mlflow_keras_subclass.values import Decoder, Encoder
 
-__all__ = ["ModelFacts", "add_json", "compare", "read_specs", "rebuild", "unchanged", "verify_predictions", "write"]
+__all__ = [
+    "ModelFacts",
+    "add_json",
+    "compare",
+    "read_specs",
+    "rebuild",
+    "restore_variables",
+    "unchanged",
+    "verify_predictions",
+    "write",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +92,7 @@ def write(
     example: Any = None,
     provenance: str = "full",
     serialization_format: str | None = None,
+    include_optimizer: bool = True,
 ) -> ModelFacts:
     """Write ``root/keras_subclass`` for ``model``; ``root/code``, if there, is digested too.
 
@@ -94,20 +105,22 @@ def write(
         provenance: ``full`` (commit and patch), ``commit`` (no patch) or ``off``.
         serialization_format: The route that a load takes: ``cloudpickle``, ``source`` or ``import``; ``None`` takes
             the pickle, or the source where the pickle cannot be used.
+        include_optimizer: Whether to store the state of optimizers; without it, they come back fresh.
 
     Raises:
         CaptureError: Something of the model cannot be stored so that it would come back the same.
         ClassDefinitionError: The class definition cannot be shipped.
         PredictError: The model does not take the example.
     """
-    return _Write(model, root, dict(custom_objects or {})).run(
+    return _Write(model, root, dict(custom_objects or {}), include_optimizer=include_optimizer).run(
         config=config, example=example, detail=provenance, serialization_format=serialization_format
     )
 
 
 class _Write:
-    def __init__(self, model: Any, root: Path, custom_objects: dict[str, Any]) -> None:
+    def __init__(self, model: Any, root: Path, custom_objects: dict[str, Any], *, include_optimizer: bool) -> None:
         self._api = keras_api.for_model(model)
+        self._include_optimizer = include_optimizer
         self._model = model
         self._root = root
         self._custom_objects = custom_objects
@@ -170,7 +183,7 @@ class _Write:
             "layers": structure.capture_layers(self._api, tree, self._encoder),
             "attributes": structure.capture_attributes(tree, self._encoder),
             "vocabularies": state.write_vocabularies(tree, self._writer),
-            "optimizers": state.write_optimizers(self._api, tree, self._writer),
+            "optimizers": state.write_optimizers(self._api, tree, self._writer) if self._include_optimizer else {},
         }
         self._writer.write_json(STRUCTURE_FILE, document)
 
@@ -360,6 +373,17 @@ def verify_predictions(verified: VerifiedModel, model: Any) -> dict[str, str]:
     api = keras_api.for_model(model)
     spec, _ = read_specs(verified)
     return fingerprint.verify(verified, api, model, spec, functools.partial(unchanged, api, model))
+
+
+def restore_variables(verified: VerifiedModel, model: Any) -> None:
+    """Give the variables of ``model`` the stored values; its optimizers stay as they are.
+
+    Raises:
+        RebuildError: ``model`` does not have the stored variables.
+    """
+    api = keras_api.for_model(model)
+    tree = walk(api, model, is_user_defined)
+    state.restore_variables(api, verified, state.read_variables(verified), tree, compiled=True)
 
 
 def read_specs(verified: VerifiedModel) -> tuple[InputSpec | None, Structure | None]:

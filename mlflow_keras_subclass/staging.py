@@ -56,6 +56,7 @@ class Request:
     infer_requirements: bool
     prove: bool | str
     bundle: bool | None
+    include_optimizer: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +152,7 @@ def stage(request: Request, root: Path) -> Staged:
         example=None if example is None else example.data,
         provenance=request.provenance,
         serialization_format=request.serialization_format,
+        include_optimizer=request.include_optimizer,
     )
     if request.prove is True:
         facts = proof.prove(root, facts, forced=request.serialization_format is not None)
