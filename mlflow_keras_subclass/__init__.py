@@ -9,6 +9,7 @@ Architecture
 
 Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads this table and holds that::
 
+    autolog          fit logs itself; mlflow_api has MLflow's private names
     checkpoints      load_checkpoint, and the search for it; callbacks makes them
     flavor           save_model, log_model, load_model: MLflow's verbs
     staging          a whole model directory, before MLflow knows of it
@@ -45,6 +46,7 @@ none missing, none left over.
 from typing import TYPE_CHECKING, Any
 
 from mlflow_keras_subclass import recorder
+from mlflow_keras_subclass.autolog import autolog
 from mlflow_keras_subclass.checkpoints import find_checkpoints, load_checkpoint
 from mlflow_keras_subclass.errors import (
     CaptureError,
@@ -90,6 +92,7 @@ __all__ = [
     "TrustPolicy",
     "UntrustedCodeError",
     "__version__",
+    "autolog",
     "find_checkpoints",
     "get_default_conda_env",
     "get_default_pip_requirements",

@@ -16,9 +16,8 @@ from typing import Any
 import keras
 import mlflow
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from mlflow_keras_subclass import flavor, model_dir
+from mlflow_keras_subclass import flavor, mlflow_api, model_dir
 from mlflow_keras_subclass.checkpoints import BEST_TAG, EPOCH_TAG, STEP_TAG
 from mlflow_keras_subclass.errors import CheckpointError, KerasSubclassError
 from mlflow_keras_subclass.pyfunc import open_verified
@@ -217,7 +216,7 @@ def _delete(model_id: str) -> None:
     location = client.get_logged_model(model_id).artifact_location
     client.delete_logged_model(model_id)
     try:
-        get_artifact_repository(location).delete_artifacts()
+        mlflow_api.get_artifact_repository(location).delete_artifacts()
     except NotImplementedError:
         _logger.warning("The files of %s stay in %s: that store cannot delete them.", model_id, location)
 

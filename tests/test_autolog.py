@@ -1,0 +1,282 @@
+"""Autologging of real fits: what a run holds, that training is what it is without, and MLflow's own beside it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import mlflow_keras_subclass as mks
+from mlflow_keras_subclass import mlflow_api
+
+X = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
+Y = X.sum(axis=1, keepdims=True)
+
+
+class Net(keras.Model):
+    """One layer."""
+
+    def __init__(self, units: int = 1) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(units)
+
+    def call(self, x: Any) -> Any:
+        return self.dense(x)
+
+
+class Pair(keras.Model):
+    """Takes a dict, and trains in a step of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+        self.tracker = keras.metrics.Mean(name="own")
+
+    def call(self, inputs: Any) -> Any:
+        return self.dense(keras.ops.concatenate([inputs["a"], inputs["b"]], axis=-1))
+
+    def train_step(self, data: Any) -> Any:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean((self(x, training=True) - y) ** 2)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        self.tracker.update_state(loss)
+        return {"own": self.tracker.result()}
+
+
+class Noise(keras.Model):
+    """Is given images by fit, and calls itself on noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(4)
+
+    def call(self, noise: Any) -> Any:
+        return self.dense(noise)
+
+    def train_step(self, data: Any) -> Any:
+        return {"loss": keras.ops.mean(self(keras.ops.ones((2, 3)))) + 0.0 * keras.ops.mean(data)}
+
+
+class Unordered(Net):
+    """Cannot be stored: what a set holds has no name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unordered = {keras.metrics.Mean("a"), keras.metrics.Mean("b")}
+
+
+def compiled(model: Any) -> Any:
+    model.compile("sgd", loss="mse", jit_compile=False)
+    return model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("mlflow")
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{root}/mlflow.db")
+    mlflow.set_registry_uri(f"sqlite:///{root}/mlflow.db")
+    mlflow.create_experiment("autolog", artifact_location=(root / "artifacts").as_uri())
+    mlflow.set_experiment("autolog")
+    yield root
+    mlflow.set_tracking_uri(before[0])
+    mlflow.set_registry_uri(before[1])
+
+
+@pytest.fixture
+def on() -> Iterator[Any]:
+    """Switches autologging on with the arguments given, and off after the test."""
+
+    def switch(**options: Any) -> None:
+        mks.autolog(model_options={"prove": False}, **options)
+
+    yield switch
+    mks.autolog(disable=True)
+    mlflow.keras.autolog(disable=True)
+
+
+def runs() -> list[Any]:
+    return list(mlflow.search_runs(output_format="list", order_by=["attributes.start_time DESC"]))
+
+
+def models(run: Any) -> list[Any]:
+    return list(mlflow.search_logged_models(filter_string=f"source_run_id = '{run.info.run_id}'", output_format="list"))
+
+
+def history(run: Any, metric: str) -> list[float]:
+    return [item.value for item in mlflow.MlflowClient().get_metric_history(run.info.run_id, metric)]
+
+
+def test_one_fit_is_one_run_with_everything(on: Any) -> None:
+    on(log_input_examples=True, registered_model_name="auto", extra_tags={"team": "a"})
+    given: list[Any] = [keras.callbacks.EarlyStopping("loss", patience=7)]
+    before, count = list(given), len(runs())
+
+    net = compiled(Net())
+    got = net.fit(X, Y, epochs=3, batch_size=6, validation_data=(X[:6], Y[:6]), callbacks=given, verbose=0)
+
+    run = runs()[0]
+    assert len(runs()) == count + 1
+    assert given == before
+    assert run.info.status == "FINISHED"
+    assert mlflow.active_run() is None
+    params = run.data.params
+    assert {params[k] for k in ("epochs", "batch_size", "patience", "optimizer_name")} == {"3", "6", "7", "sgd"}
+    assert run.data.tags["team"] == "a"
+    assert run.data.tags["mlflow.autologging"] == "keras_subclass"
+    np.testing.assert_allclose(history(run, "loss"), got.history["loss"])
+    assert len(history(run, "validation_loss")) == 3
+    assert [item.tags[0].value for item in run.inputs.dataset_inputs] == ["train", "eval"]
+    (model,) = models(run)
+    assert str(model.status) == "READY"
+    assert {item.key for item in model.metrics} >= {"loss", "val_loss", "validation_loss"}
+    described = mlflow.models.get_model_info(model.model_uri)
+    assert described.signature.inputs.inputs[0].shape == (-1, 4)
+    assert described.flavors["keras_subclass"]["model_class"].endswith(":Net")
+    example = mlflow.models.Model.load(model.model_uri).load_input_example()
+    np.testing.assert_array_equal(example, X[:5])
+    np.testing.assert_array_equal(mks.load_model(model.model_uri)(X), net(X))
+    assert mlflow.MlflowClient().get_model_version("auto", "1").source == model.model_uri
+
+
+def generator() -> Iterator[Any]:
+    for start in range(0, 12, 3):
+        yield X[start : start + 3], Y[start : start + 3]
+
+
+def dataset() -> Any:
+    return tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(12, seed=5).batch(4)
+
+
+class Batches(keras.utils.PyDataset):  # type: ignore[misc]
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, number: int) -> Any:
+        return X[3 * number : 3 * number + 3], Y[3 * number : 3 * number + 3]
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [(generator, "3"), (dataset, "4"), (Batches, "3"), (lambda: dataset().repeat(), "4")],
+)
+def test_training_is_what_it_is_without(on: Any, data: Any, size: str) -> None:
+    """No batch goes missing, no shuffle changes, an endless dataset ends; and the model comes back."""
+    options = {"epochs": 1, "steps_per_epoch": 3, "callbacks": None, "verbose": 0, "shuffle": False}
+    keras.utils.set_random_seed(1)
+    plain = compiled(Net())
+    plain.fit(data(), **options)
+    on(log_input_examples=True)
+    keras.utils.set_random_seed(1)
+    logged = compiled(Net())
+    logged.fit(data(), **options)
+
+    for left, right in zip(plain.get_weights(), logged.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
+    run = runs()[0]
+    assert run.data.params["batch_size"] == size
+    assert len(history(run, "loss")) == 1
+    (model,) = models(run)
+    assert mlflow.models.Model.load(model.model_uri).load_input_example().shape == (min(5, int(size)), 4)
+    np.testing.assert_array_equal(mks.load_model(model.model_uri)(X), logged(X))
+
+
+def test_several_inputs_and_an_own_train_step(on: Any) -> None:
+    on(log_input_examples=True)
+    pair = compiled(Pair())
+
+    pair.fit({"a": X, "b": X}, Y, epochs=1, verbose=0)
+
+    (model,) = models(runs()[0])
+    assert mlflow.models.get_model_info(model.model_uri).signature.inputs.input_names() == ["a", "b"]
+    assert history(runs()[0], "own")
+    np.testing.assert_array_equal(mks.load_model(model.model_uri)({"a": X, "b": X}), pair({"a": X, "b": X}))
+
+
+def test_data_that_is_no_input_of_the_model_is_no_example(on: Any, caplog: pytest.LogCaptureFixture) -> None:
+    on(log_input_examples=True)
+
+    compiled(Noise()).fit(np.ones((4, 8, 8, 1), "float32"), epochs=1, verbose=0)
+
+    (model,) = models(runs()[0])
+    assert str(model.status) == "READY"
+    assert mlflow.models.Model.load(model.model_uri).saved_input_example_info is None
+
+
+def test_functional_and_sequential_models_go_to_mlflow_keras(on: Any) -> None:
+    on()
+    compiled(keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])).fit(X, Y, epochs=1, verbose=0)
+
+    (model,) = models(runs()[0])
+    assert set(mlflow.models.get_model_info(model.model_uri).flavors) == {"keras", "python_function"}
+
+
+@pytest.mark.parametrize("first", ["mlflow", "ours"])
+def test_beside_mlflow_keras_nothing_is_logged_twice_or_lost(on: Any, first: str) -> None:
+    switches = [lambda: mlflow.keras.autolog(log_models=False), on]
+    for switch in switches if first == "mlflow" else reversed(switches):
+        switch()
+    count = len(runs())
+
+    compiled(Net()).fit(X, Y, epochs=2, verbose=0)
+
+    assert len(runs()) == count + 1
+    assert len(history(runs()[0], "loss")) == 2
+    (model,) = models(runs()[0])
+    assert "keras_subclass" in mlflow.models.get_model_info(model.model_uri).flavors
+    mks.autolog(disable=True)
+    compiled(Net()).fit(X, Y, epochs=1, verbose=0)
+    assert len(runs()) == count + 2, "mlflow.keras.autolog works on when ours is off"
+
+
+def test_switched_off_fit_is_that_of_keras(on: Any) -> None:
+    before = keras.Model.fit
+    on()
+    assert keras.Model.fit is not before
+    mks.autolog(disable=True)
+    count = len(runs())
+
+    compiled(Net()).fit(X, Y, epochs=1, verbose=0)
+
+    assert len(runs()) == count
+
+
+def test_an_error_in_logging_is_a_warning(on: Any, caplog: pytest.LogCaptureFixture) -> None:
+    on(log_datasets=False)
+    net = compiled(Unordered())
+    net(X)
+
+    with caplog.at_level(logging.WARNING, logger="mlflow"), mlflow.start_run():
+        logging.getLogger("mlflow").addHandler(caplog.handler)
+        got = net.fit(X, Y, epochs=1, verbose=0)
+        logging.getLogger("mlflow").removeHandler(caplog.handler)
+
+    assert got.history["loss"]
+    assert any("unordered" in record.getMessage() for record in caplog.records)
+
+
+def test_a_fit_that_fails_fails_as_it_would_and_leaves_no_run_open(on: Any) -> None:
+    on()
+
+    with pytest.raises(ValueError, match=r"(?s).*"):
+        compiled(Net()).fit(X, Y[:5], epochs=1, verbose=0)
+
+    assert mlflow.active_run() is None
+    assert runs()[0].info.status == "FAILED"
+    assert [str(item.status) for item in models(runs()[0])] == ["FAILED"]
+
+
+def test_the_private_names_of_mlflow_are_where_they_were() -> None:
+    """A new MLflow that moved one shows here."""
+    for name in mlflow_api.__all__:
+        assert callable(getattr(mlflow_api, name)), name
+    assert mlflow_api.autologging_config("keras_subclass") is None
