@@ -9,13 +9,15 @@ Architecture
 
 Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads this table and holds that::
 
-    autolog          fit logs itself; mlflow_api has MLflow's private names
-    checkpoints      load_checkpoint, and the search for it; callbacks makes them
+    autolog          fit logs itself
+    callbacks        ModelCheckpoint; imports Keras, and is imported when it is first asked for
+    checkpoints      load_checkpoint, and the search for it
     flavor           save_model, log_model, load_model: MLflow's verbs
     staging          a whole model directory, before MLflow knows of it
     pyfunc           python_function: coercion, compiled predict, chunks
     proof            rebuilds what was just written in an isolated process and compares
     proof_worker     that process
+    mlflow_api       the names of MLflow that are not public
     inspection       what a model directory holds, without running any of it
     model_dir        write(model, …) and rebuild(verified, …): the two flows, in order
     artifacts        one part each, none imports another: class_definition (the class by value, and its source),
