@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: help demo examples $(EXAMPLES) test test-fast lint format comparison clean
+.PHONY: bench bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast lint format comparison clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -47,6 +47,17 @@ test: $(READY)  ## All tests
 
 test-fast: $(READY)  ## The tests that need no Keras, in seconds
 	$(BIN)/python -m pytest tests/fast
+
+bench: bench-predict bench-start bench-serve  ## All benchmarks, ratios against MLflow's own flavors
+
+bench-predict: $(READY)  ## predict: latency, bulk, overhead, traces, memory
+	PYTHONPATH=tests $(BIN)/python benchmarks/predict.py
+
+bench-start: $(READY)  ## Log time, load time, first prediction
+	PYTHONPATH=tests $(BIN)/python benchmarks/start.py --peers-default
+
+bench-serve: $(READY)  ## mlflow models serve under load
+	PYTHONPATH=tests $(BIN)/python benchmarks/serve.py
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

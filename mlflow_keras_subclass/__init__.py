@@ -14,6 +14,7 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     checkpoints      load_checkpoint, and the search for it
     flavor           save_model, log_model, load_model: MLflow's verbs
     staging          a whole model directory, before MLflow knows of it
+    rehearsal        serves the live model once as its options say, before anything is logged
     pyfunc           python_function: coercion, compiled predict, chunks
     proof            rebuilds what was just written in an isolated process and compares
     proof_worker     that process
@@ -33,6 +34,8 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     coercion         from what a caller has to what the model takes
     outputs          from what the model returns to what the caller gets
     pickles          what a pickle would import, without unpickling it
+    serving_options  the keys of model_config
+    serving_process  what a model does to the process that serves it
     manifest         the format: file names, versions, strict JSON
     specs            nested structures of shape and dtype
     files            writing with digests
@@ -58,6 +61,7 @@ from mlflow_keras_subclass.errors import (
     FormatError,
     IntegrityError,
     KerasSubclassError,
+    ModelFailure,
     PredictError,
     ProofError,
     RebuildError,
@@ -88,6 +92,7 @@ __all__ = [
     "IntegrityError",
     "KerasSubclassError",
     "ModelCheckpoint",
+    "ModelFailure",
     "PredictError",
     "ProofError",
     "RebuildError",

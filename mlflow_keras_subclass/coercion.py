@@ -15,7 +15,7 @@ import pandas as pd
 from mlflow_keras_subclass.errors import PredictError
 from mlflow_keras_subclass.specs import ArraySpec, InputSpec
 
-__all__ = ["Arrays", "coerce", "example_arrays", "fit", "numpy_dtype"]
+__all__ = ["Arrays", "coerce", "example_arrays", "fit", "numpy_dtype", "refuse_non_finite", "refuse_unequal_rows"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Arrays: TypeAlias = "dict[str | None, Array]"
@@ -73,6 +73,33 @@ def fit(name: str | None, value: Any, leaf: ArraySpec) -> Array:
     if not fits:
         raise PredictError(f"{_what(name)}: expected the shape {leaf.shape}, got {shape}.")
     return _cast(name, array, leaf)
+
+
+def refuse_non_finite(arrays: Arrays) -> None:
+    """Refuse NaN and infinities: what MLflow's server makes of ``null``, ``NaN`` and numbers out of range.
+
+    Raises:
+        PredictError: There is one; the text says where.
+    """
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            place = [int(number) for number in np.argwhere(~np.isfinite(array))[0]]
+            raise PredictError(
+                f"{_what(name)}: expected finite numbers, got {array[tuple(place)]} at {place}: null, NaN or a number "
+                'out of range. Leave such rows out, or log the model with model_config={"allow_nan": True}.'
+            )
+
+
+def refuse_unequal_rows(arrays: Arrays) -> None:
+    """Refuse inputs of different lengths, which a model would broadcast or fail on.
+
+    Raises:
+        PredictError: They have; the text says which.
+    """
+    rows = {name: len(array) for name, array in arrays.items() if array.ndim}
+    if len({*rows.values()}) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in rows.items())
+        raise PredictError(f"expected as many rows in every input, got {listed}.")
 
 
 # --- finding the arrays

@@ -6,7 +6,7 @@ One class for each thing a caller can do about it. The text says what, where, ex
 from __future__ import annotations
 
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
 __all__ = [
     "CaptureError",
@@ -16,6 +16,7 @@ __all__ = [
     "FormatError",
     "IntegrityError",
     "KerasSubclassError",
+    "ModelFailure",
     "PredictError",
     "ProofError",
     "RebuildError",
@@ -53,6 +54,14 @@ class FormatError(KerasSubclassError):
 
 class IntegrityError(KerasSubclassError):
     """A file of the artifact is missing, added or changed since it was logged."""
+
+
+class ModelFailure(MlflowException):
+    """The model raised an error that is not its client's: a server answers 500."""
+
+    def __init__(self, message: str) -> None:
+        """Keep ``message`` as it is; MLflow's REST layer turns the code into a 500."""
+        super().__init__(message, error_code=INTERNAL_ERROR)
 
 
 class PredictError(KerasSubclassError):

@@ -76,6 +76,7 @@ def save_model(
     metadata: Mapping[str, Any] | None = None,
     extra_files: Sequence[str | Path] | None = None,
     model_config: Any = None,
+    pyfunc_predict_fn: str | None = None,
     config: Mapping[str, Any] | None = None,
     provenance: str = "full",
     serialization_format: str | None = None,
@@ -101,7 +102,9 @@ def save_model(
         extra_pip_requirements: Requirements beside the pinned defaults.
         metadata: A dict for ``MLmodel``.
         extra_files: Files, as paths or URIs, to store under ``extra_files/``.
-        model_config: Serving options, a dict or the path of a YAML file: ``device``, ``batch_size``, ``jit_compile``.
+        model_config: Serving options, a dict or the path of a YAML file: ``allow_nan``, ``batch_size``, ``device``,
+            ``from_logits``, ``jit_compile``, ``output`` (``raw``, ``class`` or ``proba``), ``predict_fn``, ``threads``.
+        pyfunc_predict_fn: The method that ``predict`` calls in place of ``call``, with the same inputs.
         config: The constructor's arguments by name, for a model whose arguments are not known.
         provenance: ``full`` (commit and patch), ``commit`` (no patch) or ``off``.
         serialization_format: How the class definition is brought back: ``cloudpickle``, ``source`` or ``import``;
@@ -132,6 +135,7 @@ def save_model(
         extra_pip_requirements=extra_pip_requirements,
         extra_files=extra_files,
         model_config=model_config,
+        pyfunc_predict_fn=pyfunc_predict_fn,
         config=config,
         provenance=provenance,
         serialization_format=serialization_format,
@@ -179,6 +183,7 @@ def log_model(
     step: int = 0,
     model_id: str | None = None,
     model_config: Any = None,
+    pyfunc_predict_fn: str | None = None,
     config: Mapping[str, Any] | None = None,
     provenance: str = "full",
     serialization_format: str | None = None,
@@ -215,6 +220,7 @@ def log_model(
         step: Step at which the run's metrics belong to the model.
         model_id: An existing logged model to fill.
         model_config: See ``save_model``.
+        pyfunc_predict_fn: See ``save_model``.
         config: See ``save_model``.
         provenance: See ``save_model``.
         serialization_format: See ``save_model``.
@@ -244,6 +250,7 @@ def log_model(
         extra_pip_requirements=extra_pip_requirements,
         extra_files=extra_files,
         model_config=model_config,
+        pyfunc_predict_fn=pyfunc_predict_fn,
         config=config,
         provenance=provenance,
         serialization_format=serialization_format,

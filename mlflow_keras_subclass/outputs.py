@@ -1,7 +1,7 @@
 """The form in which predictions leave: one array, a list of arrays, or a dict of arrays by name.
 
-The same rule names the outputs in the signature, so it is written once, for values and for specs alike. Imports specs.
-Must not import Keras or MLflow.
+The same rule names the outputs in the signature, so it is written once, for values and for specs alike. Imports errors
+and specs. Must not import Keras or MLflow.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_keras_subclass.errors import PredictError
 from mlflow_keras_subclass.specs import ArraySpec, Constant, Record, Structure
 
-__all__ = ["flattened", "json_safe", "named_specs"]
+__all__ = ["flattened", "in_form", "json_safe", "named_specs", "returns_logits"]
 
 
 def flattened(value: Any) -> Any:
@@ -53,6 +54,57 @@ def json_safe(value: Any) -> Any:
             value = value.astype(object)
             value[~finite] = None
     return value
+
+
+def in_form(form: str, outputs: Any, *, from_logits: bool | None) -> Any:
+    """Scores of a classifier as ``class`` numbers or as ``proba``; one score a row is that of class 1 of two.
+
+    Raises:
+        PredictError: There is no such form of these outputs.
+    """
+    scores = _scores(form, outputs)
+    several = scores.ndim > 1 and scores.shape[-1] > 1
+    if form == "class" and several:
+        return scores.argmax(axis=-1)
+    if from_logits is None:
+        raise PredictError(
+            f"output={form!r}: it is not known whether the model returns logits or probabilities. Log it with "
+            'model_config={"from_logits": True} or False, or load it so.'
+        )
+    if form == "class":
+        ones = scores > (0 if from_logits else 0.5)
+        return (ones[..., 0] if scores.ndim > 1 else ones).astype(np.int64)
+    if not from_logits:
+        return scores
+    return _softmax(scores) if several else _sigmoid(scores)
+
+
+def returns_logits(outputs: Any) -> bool | None:
+    """Whether scores of several classes are logits, by their values; ``None`` where values cannot tell."""
+    if not isinstance(outputs, np.ndarray) or outputs.ndim < 2 or outputs.shape[-1] < 2 or not outputs.size:
+        return None
+    sums = outputs.sum(axis=-1, dtype=np.float64)
+    return not bool((outputs >= 0).all() and np.allclose(sums, 1, atol=1e-2))
+
+
+def _scores(form: str, outputs: Any) -> np.ndarray[Any, Any]:
+    if isinstance(outputs, np.ndarray) and outputs.dtype.kind == "f" and outputs.ndim:
+        return outputs
+    got = f"an array of {outputs.dtype}" if isinstance(outputs, np.ndarray) else f"a {type(outputs).__name__}"
+    raise PredictError(f"output={form!r}: expected a model that returns one array of scores, got {got}.")
+
+
+def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    found: np.ndarray[Any, Any] = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return found
+
+
+def _sigmoid(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    # Either branch alone overflows at one end.
+    small = np.exp(-np.abs(logits))
+    found: np.ndarray[Any, Any] = np.where(logits >= 0, 1 / (1 + small), small / (1 + small)).astype(logits.dtype)
+    return found
 
 
 def _children(value: Any) -> list[tuple[str, Any]] | None:

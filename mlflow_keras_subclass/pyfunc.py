@@ -6,86 +6,54 @@ the seam only, after the artifact was verified.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import inspect
+import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from mlflow_keras_subclass import keras_api, model_dir
-from mlflow_keras_subclass.coercion import Array, Arrays, coerce, example_arrays
-from mlflow_keras_subclass.errors import FormatError, IntegrityError, KerasSubclassError, PredictError
+from mlflow_keras_subclass.coercion import (
+    Array,
+    Arrays,
+    coerce,
+    example_arrays,
+    numpy_dtype,
+    refuse_non_finite,
+    refuse_unequal_rows,
+)
+from mlflow_keras_subclass.errors import FormatError, IntegrityError, ModelFailure, PredictError
+from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import Manifest
-from mlflow_keras_subclass.outputs import flattened, json_safe
-from mlflow_keras_subclass.specs import InputSpec
+from mlflow_keras_subclass.outputs import flattened, in_form, json_safe
+from mlflow_keras_subclass.serving_options import ServingOptions
+from mlflow_keras_subclass.serving_process import freeze_garbage, is_serving, threads_of_a_worker
+from mlflow_keras_subclass.specs import ArraySpec, InputSpec
 from mlflow_keras_subclass.trust import TrustPolicy, VerifiedModel, verify
 
 __all__ = [
-    "DEVICE_VARIABLE",
     "FLAVOR_NAME",
-    "PREDICT_PARAMS",
     "ServedModel",
-    "ServingOptions",
     "_load_pyfunc",
     "flavor_configuration",
     "open_verified",
     "prefer_backend",
+    "serve",
 ]
 
 FLAVOR_NAME = "keras_subclass"
-DEVICE_VARIABLE = "MLFLOW_KERAS_SUBCLASS_DEVICE"
-PREDICT_PARAMS = frozenset({"batch_size"})
-
-# Set by MLflow's scoring server and by `mlflow models predict` (3.17.2); a name, so that nothing private is imported.
-_SERVING_VARIABLE = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServingOptions:
-    """The keys of ``model_config``: declared when a model is logged, because MLflow passes on only declared ones.
-
-    Attributes:
-        device: ``cpu``, ``gpu``, ``gpu:1``, or ``auto``, which leaves it to ``MLFLOW_KERAS_SUBCLASS_DEVICE`` and
-            then to the backend.
-        batch_size: Rows of one call of the model; larger inputs are cut. ``None`` never cuts.
-        jit_compile: Compile with XLA, which compiles again for every new batch size.
-    """
-
-    device: str = "auto"
-    batch_size: int | None = 8192
-    jit_compile: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values that could not work on any machine."""
-        if not isinstance(self.device, str):
-            raise KerasSubclassError(f"model_config: device must be a string such as 'cpu', got {self.device!r}.")
-        _check_batch_size("model_config", self.batch_size)
-        if not isinstance(self.jit_compile, bool):
-            raise KerasSubclassError(f"model_config: jit_compile must be true or false, got {self.jit_compile!r}.")
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any] | None) -> ServingOptions:
-        """Options from a ``model_config``; keys that this release does not know are left alone."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in (config or {}).items() if key in known})
-
-    def to_config(self) -> dict[str, Any]:
-        """The ``model_config`` with every key."""
-        return dataclasses.asdict(self)
-
-    def chosen_device(self) -> str:
-        """The device to use: one given here, else the environment's, else ``auto``."""
-        if self.device.lower() != "auto":
-            return self.device
-        return os.environ.get(DEVICE_VARIABLE, "").strip() or "auto"
+_logger = logging.getLogger(__name__)
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ServedModel:
@@ -102,27 +70,52 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Se
     prefer_backend(verified.manifest)
     api = keras_api.for_runtime()
     api.enable_memory_growth()
+    if (threads := options.threads or threads_of_a_worker()) is not None:
+        api.set_threads(threads)
     device = api.check_device(options.chosen_device())
     model = model_dir.rebuild(verified, compile=False, device=device)
     input_spec, _ = model_dir.read_specs(verified)
-    call = api.compiled(model, input_spec, device=device, jit_compile=options.jit_compile)
-    return ServedModel(model, call, input_spec, batch_size=options.batch_size)
+    served = serve(api, model, input_spec, options, device=device)
+    with model_dir.unchanged(api, model):
+        served.warm_up()
+    freeze_garbage()
+    return served
+
+
+def serve(
+    api: KerasApi, model: Any, input_spec: InputSpec | None, options: ServingOptions, *, device: str | None = None
+) -> ServedModel:
+    """``model`` as it is served with these options, compiled now."""
+    call = api.compiled(model, input_spec, device=device, jit_compile=options.jit_compile, method=options.predict_fn)
+    return ServedModel(model, call, input_spec, options)
 
 
 class ServedModel:
     """What ``mlflow.pyfunc.load_model`` wraps. ``predict`` may be called from many threads."""
 
     def __init__(
-        self, model: Any, call: Callable[..., Any], input_spec: InputSpec | None, *, batch_size: int | None
+        self, model: Any, call: Callable[..., Any], input_spec: InputSpec | None, options: ServingOptions
     ) -> None:
-        """Serve ``model`` by ``call``, which takes and returns arrays, in calls of at most ``batch_size`` rows."""
+        """Serve ``model`` by ``call``, which takes and returns arrays."""
         self._model = model
         self._call = call
         self._spec = input_spec
         self._leaves = input_spec.leaves() if input_spec is not None else {}
         self._bare = input_spec is not None and list(self._leaves) == [None] and len(input_spec.args) == 1
-        self._batch_size = batch_size
+        self._options = options
+        # Inputs that were seen with unequal rows may have them: a table that all rows are compared with.
+        seen = [leaf.observed[:1] for leaf in self._leaves.values() if leaf.observed]
+        self._aligned = len(seen) == len(self._leaves) > 1 and len({*seen}) == 1
         self.predict = self._plain_predict()
+
+    def warm_up(self) -> None:
+        """Call the model once on one row of zeros, so that the first request finds everything allocated."""
+        if self._spec is None:
+            return
+        try:
+            self._once({name: _zeros(leaf) for name, leaf in self._leaves.items()}, self._spec)
+        except Exception as error:  # It may not take zeros; whether it takes a request, the request will tell.
+            _logger.info("The model was not warmed up, because it does not take zeros: %s", error)
 
     def get_raw_model(self) -> Any:
         """The model itself: an instance of the user's class, not compiled for training."""
@@ -137,7 +130,7 @@ class ServedModel:
         """
 
         def predict(data: Any, params: Mapping[str, Any] | None = None) -> Any:
-            """Predictions for ``data``: an array, a list of arrays or a dict of arrays; a DataFrame for a DataFrame.
+            """Predictions for ``data``: an array, a list of arrays or a dict of arrays; pandas for a DataFrame.
 
             Raises:
                 PredictError: ``data`` does not fit what the model takes; the text names the input.
@@ -148,14 +141,24 @@ class ServedModel:
         return predict
 
     def _predict(self, data: Any, params: Mapping[str, Any] | None) -> Any:
-        batch_size = _batch_size(params, self._batch_size)
+        batch_size, output = self._options.of_call(params)
+        if not is_serving():
+            return _framed(self._answer(data, batch_size, output), data)
+        with _told_to_a_client():
+            answer = self._answer(data, batch_size, output, finite=not self._options.allow_nan)
+        return _framed(json_safe(answer), data)
+
+    def _answer(self, data: Any, batch_size: int | None, output: str, *, finite: bool = False) -> Any:
         if self._spec is None:
             outputs = flattened(self._call((example_arrays(data),), {}))
         else:
-            outputs = self._run(coerce(data, self._spec, self._leaves), self._spec, batch_size)
-        if os.environ.get(_SERVING_VARIABLE, "").lower() in ("true", "1"):
-            outputs = json_safe(outputs)
-        return _framed(outputs, data)
+            arrays = coerce(data, self._spec, self._leaves)
+            if self._aligned:
+                refuse_unequal_rows(arrays)
+            if finite:
+                refuse_non_finite(arrays)
+            outputs = self._run(arrays, self._spec, batch_size)
+        return outputs if output == "raw" else in_form(output, outputs, from_logits=self._options.from_logits)
 
     def _run(self, arrays: Arrays, spec: InputSpec, batch_size: int | None) -> Any:
         rows = {len(array) if array.ndim else 0 for array in arrays.values()}
@@ -221,21 +224,31 @@ def prefer_backend(manifest: Manifest) -> None:
         os.environ.setdefault("KERAS_BACKEND", backend)
 
 
-def _batch_size(params: Mapping[str, Any] | None, default: int | None) -> int | None:
-    if not params:
-        return default
-    if unknown := sorted(params.keys() - PREDICT_PARAMS):
-        raise PredictError(f"params: expected only {', '.join(sorted(PREDICT_PARAMS))}, got {', '.join(unknown)}.")
-    _check_batch_size("params", params["batch_size"])
-    size: int | None = params["batch_size"]
-    return size
+@contextlib.contextmanager
+def _told_to_a_client() -> Iterator[None]:
+    """Tell a client whose fault an error of the model is, and nothing of the server's insides; those are logged."""
+    try:
+        yield
+    except MlflowException:
+        raise
+    except Exception as error:
+        number = uuid.uuid4().hex[:12]
+        _logger.exception("Request %s: the model raised %s", number, type(error).__name__)
+        refused = _is_refusal(error)
+        what = "does not take these values" if refused else "failed on data that fits its inputs"
+        text = f"The model {what} ({type(error).__name__}); the server's log has it as {number}."
+        raise (PredictError(text) if refused else ModelFailure(text)) from None
 
 
-def _check_batch_size(where: str, size: Any) -> None:
-    whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
-    if size is not None and not (whole and size >= 1):
-        error = PredictError if where == "params" else KerasSubclassError
-        raise error(f"{where}: batch_size must be a whole number from 1, or null, got {size!r}.")
+def _is_refusal(error: Exception) -> bool:
+    """Whether an error of the model is about values, such as a token that is not in the vocabulary."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return not names.isdisjoint({"InvalidArgumentError", "IndexError", "ValueError"})
+
+
+def _zeros(leaf: ArraySpec) -> Array:
+    shape = leaf.observed or tuple(1 if size is None else size for size in leaf.shape)
+    return np.full((1, *shape[1:]) if shape else (), "" if leaf.dtype == "string" else 0, numpy_dtype(leaf.dtype))
 
 
 def _rows(arrays: Arrays, start: int, stop: int) -> Arrays:
@@ -273,7 +286,8 @@ def _fill(results: Any, part: Any, start: int) -> bool:
 
 
 def _framed(outputs: Any, data: Any) -> Any:
-    """Predictions of a DataFrame as a DataFrame with its index, where they have the form of a table."""
+    """Predictions of a DataFrame as a Series or DataFrame with its index, where they have the form of one."""
     if isinstance(data, pd.DataFrame) and isinstance(outputs, np.ndarray) and outputs.ndim in (1, 2):
-        return pd.DataFrame(outputs, index=data.index)
+        # MLflow's evaluation of a classifier fails on a DataFrame of one column.
+        return (pd.Series if outputs.ndim == 1 else pd.DataFrame)(outputs, index=data.index)
     return outputs

@@ -28,8 +28,10 @@ from mlflow_keras_subclass.errors import KerasSubclassError
 from mlflow_keras_subclass.manifest import CODE_DIR, DATA_DIR
 from mlflow_keras_subclass.model_dir import ModelFacts
 from mlflow_keras_subclass.outputs import named_specs
-from mlflow_keras_subclass.pyfunc import FLAVOR_NAME, PREDICT_PARAMS, ServingOptions
-from mlflow_keras_subclass.specs import ArraySpec
+from mlflow_keras_subclass.pyfunc import FLAVOR_NAME
+from mlflow_keras_subclass.rehearsal import rehearse
+from mlflow_keras_subclass.serving_options import PREDICT_PARAMS, ServingOptions
+from mlflow_keras_subclass.specs import ArraySpec, InputSpec, Structure
 
 __all__ = ["Request", "Staged", "scratch", "stage"]
 
@@ -50,6 +52,7 @@ class Request:
     extra_pip_requirements: Any
     extra_files: Sequence[str | Path] | None
     model_config: Any
+    pyfunc_predict_fn: str | None
     config: Mapping[str, Any] | None
     provenance: str
     serialization_format: str | None
@@ -138,7 +141,7 @@ def stage(request: Request, root: Path) -> Staged:
         ClassDefinitionError: The class definition cannot be shipped.
         PredictError: The model does not take the input example.
     """
-    options = _options(request.model_config)
+    options = _options(request)
     example = signatures.split_example(request.input_example)
     _check(request)
     loader_module = loader.choose(request.bundle)
@@ -154,12 +157,13 @@ def stage(request: Request, root: Path) -> Staged:
         serialization_format=request.serialization_format,
         include_optimizer=request.include_optimizer,
     )
+    options, served_spec = rehearse(request.model, facts, options, None if example is None else example.data)
     if request.prove is True:
         facts = proof.prove(root, facts, forced=request.serialization_format is not None)
     staged = Staged(
         root=root,
         facts=facts,
-        signature=_signature(request.signature, example, facts),
+        signature=_signature(request.signature, example, facts.input_spec, served_spec),
         example=example,
         options=options,
         loader_module=loader_module,
@@ -184,14 +188,22 @@ def _check(request: Request) -> None:
         )
 
 
-def _options(model_config: Any) -> ServingOptions:
+def _options(request: Request) -> ServingOptions:
+    model_config = request.model_config
     config = _read_config(model_config) if isinstance(model_config, str | Path) else model_config or {}
     if not isinstance(config, Mapping):
         raise KerasSubclassError(f"model_config: expected a dict or the path of one, got {type(config).__name__}.")
     known = ServingOptions().to_config()
     if unknown := sorted(str(key) for key in config.keys() - known.keys()):
         raise KerasSubclassError(f"model_config: unknown {', '.join(unknown)}; expected some of {', '.join(known)}.")
-    return ServingOptions.from_config(config)
+    if request.pyfunc_predict_fn is None:
+        return ServingOptions.from_config(config)
+    if config.get("predict_fn", request.pyfunc_predict_fn) != request.pyfunc_predict_fn:
+        raise KerasSubclassError(
+            f"pyfunc_predict_fn is {request.pyfunc_predict_fn!r}, and model_config says predict_fn "
+            f"{config['predict_fn']!r}. Give one of them."
+        )
+    return ServingOptions.from_config({**config, "predict_fn": request.pyfunc_predict_fn})
 
 
 def _read_config(path: str | Path) -> Any:
@@ -246,16 +258,19 @@ def _copy_extra_files(extra_files: Sequence[str | Path] | None, root: Path) -> d
 
 
 def _signature(
-    given: ModelSignature | bool | None, example: Example | None, facts: ModelFacts
+    given: ModelSignature | bool | None,
+    example: Example | None,
+    input_spec: InputSpec | None,
+    output_spec: Structure | None,
 ) -> ModelSignature | None:
     if isinstance(given, ModelSignature):
-        signatures.check_names(given, facts.input_spec)
+        signatures.check_names(given, input_spec)
         return given
     if given is False:
         return None
     if example is None:
-        return signatures.from_specs(facts.input_spec, facts.output_spec)
-    return signatures.from_example(example, facts.input_spec, facts.output_spec)
+        return signatures.from_specs(input_spec, output_spec)
+    return signatures.from_example(example, input_spec, output_spec)
 
 
 def _flavor(facts: ModelFacts, code: str | None) -> dict[str, Any]:

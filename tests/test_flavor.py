@@ -22,6 +22,7 @@ from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import mlflow_keras_subclass as mks
+from mlflow_keras_subclass.serving_options import ServingOptions
 
 X = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 
@@ -285,7 +286,7 @@ def test_mlmodel_of_both_flavors(saved: Path) -> None:
     assert ours["manifest_sha256"] == hashlib.sha256(manifest).hexdigest()
     assert {"backend_version", "python_version", "cloudpickle_version"} <= ours.keys()
     assert (saved / "code" / pyfunc["loader_module"] / "pyfunc.py").is_file()
-    assert pyfunc["config"] == {"device": "auto", "batch_size": 8192, "jit_compile": False}
+    assert pyfunc["config"] == ServingOptions().to_config()
     assert (saved / pyfunc["env"]["conda"]).is_file()
     assert (saved / pyfunc["env"]["virtualenv"]).is_file()
 
@@ -522,7 +523,7 @@ def test_code_path_that_holds_the_target_is_copied_without_it(model: Net, tmp_pa
         ({"code_paths": "code"}, TypeError, "code_paths: expected a list"),
         ({"code_paths": ["no/such"]}, mks.KerasSubclassError, "code_paths: no/such does not exist"),
         ({"extra_files": "file"}, TypeError, "extra_files: expected a list"),
-        ({"model_config": {"devise": "cpu"}}, mks.KerasSubclassError, "unknown devise; expected some of device"),
+        ({"model_config": {"devise": "cpu"}}, mks.KerasSubclassError, "unknown devise; expected some of allow_nan"),
         (
             {"model_config": {"batch_size": 0}},
             mks.KerasSubclassError,

@@ -18,6 +18,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import scoring_server
@@ -26,7 +27,7 @@ from servers import Server, python_without_package, serving
 
 import mlflow_keras_subclass as mks
 from mlflow_keras_subclass.artifacts import loader
-from mlflow_keras_subclass.pyfunc import DEVICE_VARIABLE, ServingOptions
+from mlflow_keras_subclass.serving_options import DEVICE_VARIABLE
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(5, 4)).astype(np.float32)
@@ -425,19 +426,6 @@ def test_absent_device_is_an_error_that_names_those_present(saved: Any, monkeypa
         mlflow.pyfunc.load_model(str(saved("dense").path))
 
 
-def test_device_of_the_model_config_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(DEVICE_VARIABLE, "gpu:6")
-
-    assert ServingOptions(device="cpu").chosen_device() == "cpu"
-    assert ServingOptions().chosen_device() == "gpu:6"
-    monkeypatch.delenv(DEVICE_VARIABLE)
-    assert ServingOptions().chosen_device() == "auto"
-
-
-def test_options_of_a_newer_release_are_left_alone() -> None:
-    assert ServingOptions.from_config({"device": "cpu", "later": 1}) == ServingOptions(device="cpu")
-
-
 def test_pickles_can_be_forbidden_for_a_server(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
@@ -475,6 +463,150 @@ def test_batch_sizes_do_not_retrace(saved: Any, tmp_path: Path) -> None:
         served.predict(np.zeros((rows, 4), np.float32))
 
     assert kind.calls == before
+
+
+# --- what is called, and in which form it answers
+
+
+class Classifier(keras.Model):
+    """Logits of three classes, an embedding, and both as methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = keras.layers.Dense(2, activation="tanh"), keras.layers.Dense(3)
+
+    def call(self, x: Any) -> Any:
+        return self.out(self.hidden(x))
+
+    def embed(self, x: Any, training: bool = True) -> Any:
+        assert not training
+        return {"embedding": self.hidden(x)}
+
+    @tf.function
+    def loud(self, x: Any) -> Any:
+        return self(x) * 2.0
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Any:
+    model = Classifier()
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(X, np.array([0, 1, 2, 0, 1]), verbose=0)
+    return model
+
+
+@pytest.mark.parametrize("name", ["embed", "loud"])
+def test_another_method_is_served_and_its_output_is_in_the_signature(
+    classifier: Any, tmp_path: Path, name: str
+) -> None:
+    mks.save_model(classifier, tmp_path / "m", pyfunc_predict_fn=name)
+    served = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+    found = served.predict(X)
+
+    outputs = Model.load(str(tmp_path / "m")).signature.outputs
+    if name == "embed":
+        close(found["embedding"], classifier.hidden(X))
+        assert outputs.input_names() == ["embedding"]
+    else:
+        close(found, classifier(X) * 2)
+
+
+def test_forms_of_a_classifier(classifier: Any, tmp_path: Path) -> None:
+    """Declared when it is logged, changed when it is loaded, and changed in one call."""
+    logits = np.asarray(classifier(X))
+    example = (X, {"output": "class"})
+    mks.save_model(classifier, tmp_path / "m", model_config={"output": "class"}, input_example=example)
+    signature = Model.load(str(tmp_path / "m")).signature
+    served = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+
+    assert served.predict(X).tolist() == logits.argmax(axis=1).tolist()
+    assert [(item.type, item.shape) for item in signature.outputs.inputs] == [(np.dtype("int64"), (-1,))]
+    close(served.predict(X, params={"output": "raw"}), logits)
+    proba = mlflow.pyfunc.load_model(str(tmp_path / "m"), model_config={"output": "proba"})
+    close(proba._model_impl.predict(X).sum(axis=1), np.ones(5))
+
+
+def test_a_classifier_can_be_evaluated_by_mlflow(classifier: Any, tmp_path: Path) -> None:
+    frame = pd.DataFrame(X.astype(np.float64), columns=list("abcd"))
+    mks.save_model(classifier, tmp_path / "m", model_config={"output": "class"}, input_example=frame)
+    labels = np.asarray(classifier(X)).argmax(axis=1)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    result = mlflow.models.evaluate(
+        str(tmp_path / "m"),
+        frame.assign(label=labels),
+        targets="label",
+        model_type="classifier",
+        evaluator_config={"log_explainer": False, "log_model_explainability": False},
+    )
+
+    assert result.metrics["accuracy_score"] == 1.0
+    found = mlflow.pyfunc.load_model(str(tmp_path / "m")).predict(frame.set_index(pd.Index(list("vwxyz"))))
+    assert (found.tolist(), found.index.tolist()) == (labels.tolist(), list("vwxyz"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pyfunc_predict_fn": "encode"}, "expected the name of a method of Classifier, got 'encode'"),
+        ({"pyfunc_predict_fn": "hidden_size"}, "expected the name of a method"),
+        ({"pyfunc_predict_fn": "evaluate"}, "Classifier.evaluate raised"),
+        (
+            {"pyfunc_predict_fn": "embed", "model_config": {"output": "class"}},
+            "returns one array of scores, got a dict",
+        ),
+        ({"pyfunc_predict_fn": "embed", "model_config": {"predict_fn": "loud"}}, "Give one of them"),
+    ],
+)
+def test_what_could_not_be_served_is_refused_when_it_is_logged(
+    classifier: Any, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(mks.KerasSubclassError, match=message):
+        mks.save_model(classifier, tmp_path / "m", prove=False, **options)
+    assert not (tmp_path / "m").exists()
+
+
+class Counting(keras.Model):
+    """State that a call changes, and data that it refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
+
+    def call(self, x: Any) -> Any:
+        self.calls.assign_add(1.0)
+        tf.debugging.assert_less(x, 100.0)
+        return x + self.calls
+
+
+def test_warming_up_leaves_no_trace(tmp_path: Path) -> None:
+    model = Counting()
+    model(X)
+    mks.save_model(model, tmp_path / "m", prove=False)
+    served = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+
+    close(served.predict(X), X + 2)
+
+
+def test_error_of_the_model_reaches_a_client_without_its_insides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In process it is the model's own error."""
+    model = Counting()
+    model(X)
+    mks.save_model(model, tmp_path / "m", prove=False)
+    served = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        served.predict(X + 1000)
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+    with pytest.raises(MlflowException, match=r"does not take these values \(InvalidArgumentError\)") as caught:
+        served.predict(X + 1000)
+    assert caught.value.get_http_status_code() == 400
+    assert "assert_less" in caplog.text
+    monkeypatch.setattr(served._model_impl, "_call", None)
+    with pytest.raises(MlflowException, match=r"failed on data that fits its inputs \(TypeError\)") as caught:
+        served.predict(X)
+    assert caught.value.get_http_status_code() == 500
 
 
 # --- Spark
@@ -593,3 +725,55 @@ def test_real_server_answers_and_refuses(saved: Any, server: Server) -> None:
     close(answer["predictions"], saved("house").expected)
     assert server.ask({"inputs": {"age": [[1.0]]}})[0] == 400
     assert server.ask({"inputs": {"age": [[1.0, 2.0]], "rooms": [3]}})[0] == 400
+
+
+GOOD = {"age": [[1.0]], "rooms": [3]}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "valid JSON"),
+        (b"{", "valid JSON"),
+        (b"\xff", "valid JSON"),
+        (b"[1]", "Received a list"),
+        ({"inputs": GOOD, "instances": GOOD}, "exactly one of the input fields"),
+        ({"inputs": {"age": [[1.0]]}}, "Model is missing inputs ['rooms']"),
+        ({"inputs": {**GOOD, "age": [[1.0], [1.0, 2.0]]}}, "inhomogeneous shape"),
+        ({"inputs": {**GOOD, "age": [1.0]}}, "Shape of input (1,) does not match expected shape (-1, 1)"),
+        ({"inputs": {**GOOD, "age": [[1.0], [2.0]]}}, "expected as many rows in every input, got age 2, rooms 1"),
+        ({"inputs": {**GOOD, "age": [[None]]}}, "Input 'age': expected finite numbers, got nan at [0, 0]"),
+        ({"inputs": {**GOOD, "age": [[float("nan")]]}}, "Input 'age': expected finite numbers, got nan"),
+        ({"inputs": {**GOOD, "age": [[1e39]]}}, "Input 'age': expected finite numbers, got inf"),
+        (b'{"inputs": {"age": [[1e400]], "rooms": [3]}}', "Input 'age': expected finite numbers, got inf"),
+        ({"inputs": {**GOOD, "rooms": [None]}}, "int()"),
+        ({"inputs": {**GOOD, "rooms": [2**70]}}, "too large"),
+        ({"inputs": {**GOOD, "age": [["a"]]}}, "could not convert string to float"),
+        ({"dataframe_records": [{"age": None, "rooms": 1}]}, "Input 'age': expected finite numbers, got nan"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_real_server_refuses_data_of_a_client_and_says_why(server: Server, body: Any, said: str) -> None:
+    status, answer = server.post(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+    assert status == 400
+    assert said in json.loads(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"inputs": {"age": [[' + b"1" * 5000 + b']], "rooms": [3]}}', 500),
+        (b'{"inputs": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 500),
+        ({"inputs": {**GOOD, "rooms": [1.5]}}, 200),
+        ({"inputs": {**GOOD, "unknown": [1]}}, 200),
+    ],
+    ids=["long integer", "deep nesting", "part of a number", "unknown input"],
+)
+def test_what_mlflow_decides_before_the_flavor_is_asked(server: Server, body: Any, status: int) -> None:
+    """Not as it should be, and out of a flavor's reach (MLflow 3.17.2); docs/serving.md says so.
+
+    If this fails, MLflow has mended it, and the row moves to the test above.
+    """
+    assert server.post(body if isinstance(body, bytes) else json.dumps(body).encode())[0] == status
+    assert server.ask({"inputs": GOOD})[0] == 200

@@ -28,7 +28,7 @@ from mlflow_keras_subclass.specs import ArraySpec, InputSpec
 from mlflow_keras_subclass.tensors import TensorFile, TensorSource, write_tensors
 from mlflow_keras_subclass.trust import VerifiedModel
 
-__all__ = ["verify", "write"]
+__all__ = ["drawn", "verify", "write"]
 
 # Relative and absolute, for floats on another backend, processor or kind of device: float32 over many layers.
 _TOLERANCE = {"rtol": 1e-3, "atol": 1e-5}
@@ -56,7 +56,7 @@ def write(
     record: dict[str, Any] = {**_place(api), "probe": "", "inputs": [], "entry_points": {}}
     arrays: dict[str, Array] = {}
     if spec is not None:
-        probe = _small(dict(example) if example is not None else _drawn(spec))
+        probe = _small(dict(example) if example is not None else drawn(spec))
         record["probe"] = "input_example" if example is not None else f"seeded:{_SEED}"
         record["inputs"] = [_stored(array, f"inputs/{number}", arrays) for number, array in enumerate(probe.values())]
         for name, ask in _entry_points(api, model, spec).items():
@@ -177,7 +177,8 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _drawn(spec: InputSpec) -> dict[str | None, Array]:
+def drawn(spec: InputSpec) -> dict[str | None, Array]:
+    """Inputs of this spec by name, always the same ones."""
     rng = np.random.default_rng(_SEED)
     return {name: _drawn_array(leaf, rng) for name, leaf in spec.leaves().items()}
 

@@ -357,15 +357,26 @@ class KerasApi:
         """Let the process take GPU memory as it needs it, so that several servers share one GPU."""
         devices.enable_memory_growth(self.backend)
 
+    def set_threads(self, count: int) -> None:
+        """Let one operation use ``count`` threads, if the backend has not computed yet."""
+        devices.set_threads(self.backend, count)
+
     def compiled(
-        self, model: Any, input_spec: InputSpec | None, *, device: str | None, jit_compile: bool
+        self,
+        model: Any,
+        input_spec: InputSpec | None,
+        *,
+        device: str | None,
+        jit_compile: bool,
+        method: str = "call",
     ) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
         """A function of a call's arguments (arrays) that returns the model's outputs (arrays).
 
         It is compiled with open batch dimensions and traced once, here, on ``input_spec``; it may be called from
-        many threads. A class that overrides ``predict`` or ``predict_step`` is served by that method.
+        many threads. A class that overrides ``predict`` or ``predict_step`` is served by that method, and any class
+        by another ``method`` that is named.
         """
-        return inference.compiled(self, model, input_spec, device=device, jit_compile=jit_compile)
+        return inference.compiled(self, model, input_spec, device=device, jit_compile=jit_compile, method=method)
 
 
 def _sort_like(items: list[Any], order: Sequence[Any]) -> None:

@@ -11,7 +11,7 @@ import re
 
 from mlflow_keras_subclass.errors import DeviceError
 
-__all__ = ["check", "enable_memory_growth", "present"]
+__all__ = ["check", "enable_memory_growth", "present", "set_threads"]
 
 _logger = logging.getLogger(__name__)
 _NAME = re.compile(r"(cpu|gpu)(?::(\d+))?")
@@ -61,3 +61,19 @@ def enable_memory_growth(backend: str) -> None:
             config.experimental.set_memory_growth(gpu, True)
         except RuntimeError as error:
             _logger.info("GPU memory growth was not changed: %s", error)
+
+
+def set_threads(backend: str, count: int) -> None:
+    """Let one operation use ``count`` threads; a process that has computed already keeps what it has."""
+    if backend == "jax":
+        _logger.info("threads: JAX takes them from XLA_FLAGS only, when the process starts; they were not changed.")
+        return
+    library = importlib.import_module(backend)
+    if backend == "torch":
+        library.set_num_threads(count)
+        return
+    try:
+        library.config.threading.set_intra_op_parallelism_threads(count)
+        library.config.threading.set_inter_op_parallelism_threads(count)
+    except RuntimeError as error:
+        _logger.info("threads were not changed: %s", error)

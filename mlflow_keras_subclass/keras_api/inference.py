@@ -7,6 +7,7 @@ call, which costs a small request a hundred times the model's own time.
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +27,18 @@ _logger = logging.getLogger(__name__)
 Call = Callable[[Sequence[Any], Mapping[str, Any]], Any]
 
 
-def compiled(api: KerasApi, model: Any, input_spec: InputSpec | None, *, device: str | None, jit_compile: bool) -> Call:
+def compiled(
+    api: KerasApi,
+    model: Any,
+    input_spec: InputSpec | None,
+    *,
+    device: str | None,
+    jit_compile: bool,
+    method: str = "call",
+) -> Call:
     """See ``KerasApi.compiled``."""
+    if method != "call":
+        return _named(api, getattr(model, method), device)
     base = api.keras.Model
     if type(model).predict is not base.predict:
         return _serialised(api, lambda args, kwargs: model.predict(*args, **kwargs), device)
@@ -38,6 +49,13 @@ def compiled(api: KerasApi, model: Any, input_spec: InputSpec | None, *, device:
         if api.backend == "jax" and type(model).predict_step is base.predict_step:
             return _jax(api, model, device)
     return _eager(api, call, device)
+
+
+def _named(api: KerasApi, method: Any, device: str | None) -> Call:
+    # Not traced here: Python in it that is no graph would be frozen. A tf.function of the user's compiles itself.
+    function = getattr(method, "python_function", method)
+    fixed = {"training": False} if "training" in inspect.signature(function).parameters else {}
+    return _eager(api, lambda args, kwargs: method(*args, **kwargs, **fixed), device)
 
 
 def _plain(model: Any) -> Call:

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_keras_subclass.coercion import coerce, example_arrays, fit
+from mlflow_keras_subclass.coercion import coerce, example_arrays, fit, refuse_non_finite, refuse_unequal_rows
 from mlflow_keras_subclass.errors import PredictError
-from mlflow_keras_subclass.outputs import flattened, json_safe, named_specs
+from mlflow_keras_subclass.outputs import flattened, in_form, json_safe, named_specs, returns_logits
 from mlflow_keras_subclass.specs import ArraySpec, InputSpec, observe
 
 FLOAT = ArraySpec(shape=(None, 2), dtype="float32")
@@ -234,3 +234,69 @@ def test_numbers_that_json_lacks_become_null() -> None:
     safe = json_safe({"a": np.array([1.0, np.nan, np.inf])})
 
     assert json.dumps(safe["a"].tolist()) == "[1.0, null, null]"
+
+
+# --- what only a server refuses
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_json_lacks_are_found_with_their_place(value: float) -> None:
+    array = np.array([[1.0, 2.0], [value, 4.0]], np.float32)
+
+    with pytest.raises(PredictError, match=rf"Input 'age': expected finite numbers, got {value} at \[1, 0\]"):
+        refuse_non_finite({"age": array})
+    refuse_non_finite({"age": array[:1], "rooms": np.array([3]), "text": np.array(["nan"], object)})
+
+
+def test_unequal_rows_are_named() -> None:
+    with pytest.raises(PredictError, match="as many rows in every input, got a 2, b 1"):
+        refuse_unequal_rows({"a": np.zeros((2, 1)), "b": np.zeros(1)})
+    refuse_unequal_rows({"a": np.zeros((2, 1)), "b": np.zeros(2), "scalar": np.array(1)})
+
+
+# --- output forms of a classifier
+
+LOGITS = np.array([[0.0, 2.0, -1.0], [200.0, 0.0, -200.0]], np.float32)
+
+
+def test_classes_and_probabilities_of_several_scores() -> None:
+    proba = in_form("proba", LOGITS, from_logits=True)
+
+    assert in_form("class", LOGITS, from_logits=None).tolist() == [1, 0]
+    np.testing.assert_allclose(proba[0], np.exp(LOGITS[0]) / np.exp(LOGITS[0]).sum(), rtol=1e-6)
+    np.testing.assert_allclose(proba.sum(axis=-1), 1, rtol=1e-6)
+    assert proba.dtype == np.float32
+    assert in_form("proba", proba, from_logits=False) is proba
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_classes_and_probabilities_of_one_score(shape: tuple[int, ...]) -> None:
+    """Above one half is class 1, which is above zero for logits; no end of the range overflows."""
+    scores = np.array([-200.0, 0.2, 0.7, 200.0], np.float32).reshape(shape)
+
+    assert in_form("class", scores, from_logits=True).tolist() == [0, 1, 1, 1]
+    assert in_form("class", scores, from_logits=False).tolist() == [0, 0, 1, 1]
+    with np.errstate(all="raise", under="ignore"):
+        proba = in_form("proba", scores, from_logits=True)
+    assert proba.shape == shape
+    np.testing.assert_allclose(proba.ravel()[1:], [1 / (1 + np.exp(-0.2)), 1 / (1 + np.exp(-0.7)), 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ({"a": LOGITS}, "expected a model that returns one array of scores, got a dict"),
+        (np.array(["x"], object), "got an array of object"),
+        (LOGITS[:, :1], "not known whether the model returns logits or probabilities"),
+    ],
+)
+def test_outputs_without_such_a_form_are_refused(outputs: Any, message: str) -> None:
+    with pytest.raises(PredictError, match=message):
+        in_form("class", outputs, from_logits=None)
+
+
+def test_values_tell_logits_from_probabilities_of_several_classes_only() -> None:
+    assert returns_logits(LOGITS) is True
+    assert returns_logits(in_form("proba", LOGITS, from_logits=True)) is False
+    assert returns_logits(LOGITS[:, :1]) is None
+    assert returns_logits({"a": LOGITS}) is None

@@ -1,0 +1,71 @@
+"""The models that are measured. Importable and registered, which the peers need and this package does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+
+@keras.saving.register_keras_serializable("benchmarks")
+class Tiny(keras.Model):
+    """Two dense layers: what a call costs besides arithmetic."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.hidden, self.out = keras.layers.Dense(16, activation="relu"), keras.layers.Dense(3)
+
+    def call(self, x: Any) -> Any:
+        return self.out(self.hidden(x))
+
+
+@keras.saving.register_keras_serializable("benchmarks")
+class Cnn(keras.Model):
+    """Two convolutions on 32 x 32 images."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.first = keras.layers.Conv2D(16, 3, strides=2, activation="relu")
+        self.second = keras.layers.Conv2D(32, 3, strides=2, activation="relu")
+        self.pool, self.out = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10)
+
+    def call(self, images: Any) -> Any:
+        return self.out(self.pool(self.second(self.first(images))))
+
+
+@keras.saving.register_keras_serializable("benchmarks")
+class Transformer(keras.Model):
+    """Six layers of attention, 10 million parameters."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.embed = keras.layers.Embedding(2000, 384)
+        self.attend = [keras.layers.MultiHeadAttention(6, 64) for _ in range(6)]
+        self.norms = [keras.layers.LayerNormalization() for _ in range(6)]
+        self.mix = [keras.layers.Dense(384, activation="gelu") for _ in range(6)]
+        self.widen = [keras.layers.Dense(1056, activation="gelu") for _ in range(6)]
+        self.out = keras.layers.Dense(10)
+
+    def call(self, tokens: Any) -> Any:
+        x = self.embed(tokens)
+        for attend, norm, mix, widen in zip(self.attend, self.norms, self.mix, self.widen, strict=True):
+            x = norm(x + attend(x, x))
+            x = x + mix(widen(x))
+        return self.out(keras.ops.mean(x, axis=1))
+
+
+def rows(name: str, count: int) -> np.ndarray[Any, Any]:
+    """A batch for the model of that name."""
+    rng = np.random.default_rng(count)
+    if name == "transformer":
+        return rng.integers(0, 2000, (count, 32)).astype(np.int32)
+    return rng.normal(size=(count, *{"tiny": (8,), "cnn": (32, 32, 3)}[name])).astype(np.float32)
+
+
+def made(name: str) -> Any:
+    """A model of that name, called once."""
+    keras.utils.set_random_seed(1)
+    model = {"tiny": Tiny, "cnn": Cnn, "transformer": Transformer}[name]()
+    model(rows(name, 2))
+    return model
