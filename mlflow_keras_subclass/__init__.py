@@ -33,6 +33,7 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     tensors          arrays in the safetensors layout
     coercion         from what a caller has to what the model takes
     outputs          from what the model returns to what the caller gets
+    source_lines     where in the user's source an attribute is set
     pickles          what a pickle would import, without unpickling it
     serving_options  the keys of model_config
     serving_process  what a model does to the process that serves it
@@ -58,6 +59,7 @@ from mlflow_keras_subclass.errors import (
     CheckpointError,
     ClassDefinitionError,
     DeviceError,
+    Finding,
     FormatError,
     IntegrityError,
     KerasSubclassError,
@@ -88,6 +90,7 @@ __all__ = [
     "CheckpointError",
     "ClassDefinitionError",
     "DeviceError",
+    "Finding",
     "FormatError",
     "IntegrityError",
     "KerasSubclassError",

@@ -5,6 +5,9 @@ One class for each thing a caller can do about it. The text says what, where, ex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
@@ -13,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "ClassDefinitionError",
     "DeviceError",
+    "Finding",
     "FormatError",
     "IntegrityError",
     "KerasSubclassError",
@@ -32,8 +36,35 @@ class KerasSubclassError(MlflowException):
         super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that keeps a model from coming back the same.
+
+    Attributes:
+        path: What it is about: an attribute path, an argument, or ``model``.
+        problem: What is wrong, and what to do.
+        source: File and line of the user's source, where they are known.
+    """
+
+    path: str
+    problem: str
+    source: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}{f' ({self.source})' if self.source else ''}: {self.problem}"
+
+
 class CaptureError(KerasSubclassError):
-    """The model cannot be stored so that it would come back the same: change the model or state ``config=``."""
+    """The model cannot be stored so that it would come back the same: change the model or state ``config=``.
+
+    ``findings`` are all reasons that were found.
+    """
+
+    def __init__(self, message: str, *, findings: Sequence[Finding] = ()) -> None:
+        """Keep ``message``; without ``findings`` it is the one finding, its path before the first colon."""
+        super().__init__(message)
+        path, _, problem = message.partition(": ")
+        self.findings = tuple(findings) or (Finding(path=path, problem=problem),)
 
 
 class CheckpointError(KerasSubclassError):

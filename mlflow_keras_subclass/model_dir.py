@@ -26,7 +26,7 @@ from mlflow_keras_subclass.artifacts.class_definition import DefinitionRecord, i
 from mlflow_keras_subclass.artifacts.provenance import GitRecord
 from mlflow_keras_subclass.artifacts.state import VariableRecord
 from mlflow_keras_subclass.coercion import Arrays, coerce, example_arrays
-from mlflow_keras_subclass.errors import CaptureError, PredictError
+from mlflow_keras_subclass.errors import CaptureError, ClassDefinitionError, Finding, PredictError
 from mlflow_keras_subclass.files import ArtifactWriter, FileEntry
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import (
@@ -44,6 +44,7 @@ from mlflow_keras_subclass.manifest import (
     write_manifest,
 )
 from mlflow_keras_subclass.model_tree import ModelTree, walk
+from mlflow_keras_subclass.source_lines import line_of_attribute, line_of_class
 from mlflow_keras_subclass.specs import ArraySpec, InputSpec, Structure, observe, observe_call
 from mlflow_keras_subclass.tensors import TensorFile, TensorSource, write_tensors
 from mlflow_keras_subclass.trust import VerifiedModel
@@ -131,14 +132,19 @@ class _Write:
         self, *, config: Mapping[str, Any] | None, example: Any, detail: str, serialization_format: str | None
     ) -> ModelFacts:
         tree = walk(self._api, self._model, is_user_defined)
-        _refuse(self._model, tree)
+        findings = _Findings(tree)
+        with findings.collected():
+            _refuse(self._model, tree)
         inputs = recorder.observed_input_spec(self._model) or _spec_of_example(self._model, example)
         probe = None if example is None or inputs is None else _probe(example, inputs)
-        document = self._describe(tree, config)
+        document = self._describe(config, findings)
+        with findings.collected():
+            self._write_structure(tree)
+        with findings.collected():
+            definitions = self._write_definitions(tree, serialization_format)
+        findings.raise_any()
         variables = state.write_variables(self._api, tree, self._writer)
-        self._write_structure(tree)
         outputs = _output_spec(self._api, self._model, inputs)
-        definitions = self._write_definitions(tree, serialization_format)
         document |= {"definitions": definitions.record.to_json(), "opaque": _opaque(self._encoder)}
         document |= _specs_to_json(inputs, outputs)
         self._writer.write_json(CONFIG_FILE, document)
@@ -168,15 +174,18 @@ class _Write:
             user_modules=tuple(sorted({module.name.partition(".")[0] for module in definitions.record.modules})),
         )
 
-    def _describe(self, tree: ModelTree, stated: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _describe(self, stated: Mapping[str, Any] | None, findings: _Findings) -> dict[str, Any]:
         api, model = self._api, self._model
-        return {
+        document: dict[str, Any] = {
             "model_class": _class_name(model),
-            "constructor": config.capture_constructor(api, model, self._encoder, stated),
-            "compile": config.capture_compile(api, model, self._encoder),
             "dtype_policy": api.dtype_policy(model),
             "floatx": api.floatx,
         }
+        with findings.collected():
+            document["constructor"] = config.capture_constructor(api, model, self._encoder, stated)
+        with findings.collected():
+            document["compile"] = config.capture_compile(api, model, self._encoder)
+        return document
 
     def _write_structure(self, tree: ModelTree) -> None:
         document = {
@@ -218,19 +227,66 @@ class _Write:
         )
 
 
+class _Findings:
+    """All that is in the way of storing a model, from every step, for one error."""
+
+    def __init__(self, tree: ModelTree) -> None:
+        self._tree = tree
+        self._errors: list[CaptureError | ClassDefinitionError] = []
+
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[None]:
+        """A refusal inside is kept for ``raise_any``, which must be called before the step's result is used."""
+        try:
+            yield
+        except (CaptureError, ClassDefinitionError) as error:
+            self._errors.append(error)
+
+    def raise_any(self) -> None:
+        """Raise what was collected: the error itself where there is one, else one with all findings."""
+        if len(self._errors) == 1 and isinstance(self._errors[0], ClassDefinitionError):
+            raise self._errors[0]
+        found = [finding for error in self._errors for finding in self._of(error)]
+        if found:
+            listed = "".join(f"\n- {finding}" for finding in found)
+            message = f"The model cannot be stored so that it comes back the same:{listed}"
+            raise CaptureError(message, findings=found) from self._errors[0]
+
+    def _of(self, error: CaptureError | ClassDefinitionError) -> Iterator[Finding]:
+        if isinstance(error, ClassDefinitionError):
+            yield Finding(path="class definition", problem=error.message)
+            return
+        for finding in error.findings:
+            yield replace(finding, source=finding.source or self._line(finding.path))
+
+    def _line(self, path: str) -> str | None:
+        """The line of the user's source that sets what ``path`` names, or that of the model's constructor."""
+        model = self._tree.owners[""]
+        steps = path
+        while place := self._tree.place(steps):
+            if isinstance(place.key, str) and not place.is_item and is_user_defined(type(place.owner)):
+                return line_of_attribute(place.owner, place.key) or line_of_class(type(place.owner))
+            steps = steps[: steps.rindex("[")] if place.is_item else steps.rpartition(".")[0]
+        return line_of_class(type(model)) if is_user_defined(type(model)) else None
+
+
 def _refuse(model: Any, tree: ModelTree) -> None:
     """Raise one ``CaptureError`` with all findings that make the model impossible to restore."""
     findings = [
-        f"{path}: a set holds several layers or variables, which have no order and no name. Use a list or a dict."
+        Finding(
+            path=path,
+            problem="a set holds several layers or variables, which have no order and no name. Use a list or a dict.",
+        )
         for path in tree.unordered
     ]
     if len(tree.layers) > 1 and not any(layer.built for layer in tree.layers.values()):
-        findings.append(
-            f"model: {type(model).__qualname__} was never called, so its layers have no weights yet. Call it once on "
-            "data, or fit it, before logging."
+        problem = (
+            f"{type(model).__qualname__} was never called, so its layers have no weights yet. Call it once on data, or "
+            "fit it, before logging."
         )
+        findings.append(Finding(path="model", problem=problem))
     if findings:
-        raise CaptureError("The model cannot be stored so that it comes back the same:\n" + "\n".join(findings))
+        raise CaptureError("; ".join(map(str, findings)), findings=findings)
 
 
 def _spec_of_example(model: Any, example: Any) -> InputSpec | None:
@@ -340,8 +396,10 @@ def unchanged(api: KerasApi, model: Any) -> Iterator[None]:
                     attribute.replace(attribute.value)
 
 
-def compare(verified: VerifiedModel, model: Any) -> dict[str, int]:
+def compare(verified: VerifiedModel, model: Any) -> dict[str, Any]:
     """Compare a rebuilt model with what is stored, variables bit for bit; returns how many of each were compared.
+
+    ``not_stored`` are attributes that the live model had and the rebuilt one lacks, because they have no data form.
 
     Raises:
         RebuildError: Something differs.
@@ -353,7 +411,7 @@ def compare(verified: VerifiedModel, model: Any) -> dict[str, int]:
     variables = state.read_variables(verified)
     state.compare_values(api, variables, tree)
     encoder = Encoder(api, is_user_defined)
-    structure.compare_attributes(
+    not_stored = structure.compare_attributes(
         layout["attributes"],
         tree,
         current=lambda path, value: _with_digests(
@@ -361,7 +419,12 @@ def compare(verified: VerifiedModel, model: Any) -> dict[str, int]:
         ),
         recorded_as=lambda value: _with_digests(value, _stored_arrays(verified)),
     )
-    return {"layers": len(layout["layers"]), "variables": len(variables), "attributes": len(layout["attributes"])}
+    return {
+        "layers": len(layout["layers"]),
+        "variables": len(variables),
+        "attributes": len(layout["attributes"]),
+        "not_stored": not_stored,
+    }
 
 
 def verify_predictions(verified: VerifiedModel, model: Any) -> dict[str, str]:

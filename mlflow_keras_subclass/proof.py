@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ from mlflow_keras_subclass.model_dir import ModelFacts
 __all__ = ["Later", "ProofRecord", "prove"]
 
 _SECONDS = 900.0
+_logger = logging.getLogger(__name__)
 _PACKAGE_FOLDER = Path(__file__).parent.parent
 
 
@@ -42,6 +44,7 @@ class ProofRecord:
         layers: Number of layers compared.
         variables: Number of variables compared, bit for bit.
         attributes: Number of plain attributes compared.
+        not_stored: Paths of attributes without data form that the rebuilt model does not have.
         entry_points: For each entry point ``exact``, ``close`` (the live model was on another device), or why its
             answers could not be compared.
         routes: For each route by which the class can be brought back ``""`` if it brought back this model, else what
@@ -53,6 +56,7 @@ class ProofRecord:
     layers: int
     variables: int
     attributes: int
+    not_stored: tuple[str, ...]
     entry_points: Mapping[str, str]
     routes: Mapping[str, str]
     device: str
@@ -70,7 +74,14 @@ def prove(root: Path, facts: ModelFacts, *, forced: bool) -> ModelFacts:
     Raises:
         ProofError: The model does not come back, or not as it is; the text says what differs.
     """
-    return model_dir.add_json(root, facts, PROOF_FILE, asdict(_compare(root, facts, forced=forced)))
+    record = _compare(root, facts, forced=forced)
+    if record.not_stored:
+        _logger.warning(
+            "%s: these attributes were set after construction, have no form as data and do not come back: %s.",
+            facts.class_name,
+            ", ".join(record.not_stored),
+        )
+    return model_dir.add_json(root, facts, PROOF_FILE, asdict(record))
 
 
 class Later:

@@ -8,7 +8,10 @@ that each class does itself. Imports errors, manifest, model_tree, keras_api and
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import inspect
 import re
+import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -269,7 +272,15 @@ def capture_attribute(path: str, value: Any, encoder: Encoder) -> Any:
     try:
         return encoder.encode_alone(value, f"attribute {path}")
     except EncodingError:
-        return {"$type": f"{type(value).__module__}.{type(value).__qualname__}"}
+        kind = {"$type": f"{type(value).__module__}.{type(value).__qualname__}"}
+        code = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None
+        return kind if code is None else kind | {"code": hashlib.sha256(repr(_code_content(code)).encode()).hexdigest()}
+
+
+def _code_content(code: types.CodeType) -> tuple[Any, ...]:
+    """What a function does, without where it was written."""
+    constants = tuple(_code_content(item) if isinstance(item, types.CodeType) else item for item in code.co_consts)
+    return code.co_code, code.co_names, code.co_varnames, constants
 
 
 def restore_attributes(
@@ -308,12 +319,36 @@ def compare_attributes(
     *,
     current: Callable[[str, Any], Any],
     recorded_as: Callable[[Any], Any],
-) -> None:
-    """Raise ``RebuildError`` unless every attribute has its recorded value; arguments as in ``restore_attributes``."""
-    if differing := _differing(recorded, tree, current, recorded_as):
+) -> list[str]:
+    """Compare every attribute with its recorded value, in the Python version that recorded it.
+
+    Arguments are as in ``restore_attributes``. Returns the paths of values without data form that the rebuilt model
+    does not have, or has as something else: what was put on the model afterwards, a file writer or a history say.
+
+    Raises:
+        RebuildError: An attribute has another value, or is a function that does something else.
+    """
+    differing = _differing(recorded, tree, current, recorded_as)
+    not_stored = []
+    for path, value in recorded.items():
+        if not _is_opaque(value):
+            continue
+        attribute = tree.attributes.get(path)
+        now = None if attribute is None else current(path, attribute.value)
+        if "code" in value and now != value:
+            differing.append(path)
+        elif now is None or not _is_opaque(now) or now["$type"] != value["$type"]:
+            not_stored.append(path)
+    if differing:
         raise RebuildError(
-            f"These attributes of the rebuilt model differ from the recorded ones: {_listed(differing)}."
+            f"These attributes of the rebuilt model differ from the recorded ones: {_listed(differing)}. Set them in "
+            "the constructor from its arguments; a function that is put on the model afterwards must be a named one."
         )
+    return not_stored
+
+
+def _is_opaque(value: Any) -> bool:
+    return isinstance(value, dict) and "$type" in value
 
 
 def _differing(
@@ -324,7 +359,7 @@ def _differing(
 ) -> list[str]:
     found = []
     for path, value in recorded.items():
-        if isinstance(value, dict) and "$type" in value:
+        if _is_opaque(value):
             continue
         attribute = tree.attributes.get(path)
         if attribute is None or _comparable(current(path, attribute.value)) != _comparable(recorded_as(value)):

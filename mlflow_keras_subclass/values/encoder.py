@@ -10,14 +10,14 @@ import hashlib
 import importlib
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from mlflow_keras_subclass import recorder
-from mlflow_keras_subclass.errors import CaptureError
+from mlflow_keras_subclass.errors import CaptureError, Finding
 from mlflow_keras_subclass.keras_api import KerasApi
 
 __all__ = ["Encoder", "EncodingError"]
@@ -29,9 +29,9 @@ _PLAIN_STATE = (object.__reduce__, object.__reduce_ex__)
 class EncodingError(CaptureError):
     """A value has no data form; ``where`` is the path to it below the value that was encoded."""
 
-    def __init__(self, where: str, reason: str) -> None:
-        """Say what is wrong with the value at ``where``."""
-        super().__init__(f"{where}: {reason}")
+    def __init__(self, where: str, reason: str, *, findings: Sequence[Finding] = ()) -> None:
+        """Say what is wrong with the value at ``where``; ``findings`` where several values are meant."""
+        super().__init__(f"{where}: {reason}", findings=findings or [Finding(path=where, problem=reason)])
         self.where = where
         self.reason = reason
 
@@ -339,10 +339,23 @@ class _Encoding:
                 "mlflow_keras_subclass before the model is built, give the class a get_config, or pass config=",
             )
         with self._graph_of(value, arguments, where) as graph:
-            return graph | {
-                "args": [self.value(item, f"{where}({n})") for n, item in enumerate(arguments.args)],
-                "kwargs": {key: self.value(item, f"{where}({key})") for key, item in arguments.kwargs.items()},
-            }
+            named: dict[Any, Any] = {**dict(enumerate(arguments.args)), **arguments.kwargs}
+            encoded = self._each((key, item, f"{where}({key})") for key, item in named.items())
+            args = [encoded[number] for number in range(len(arguments.args))]
+            return graph | {"args": args, "kwargs": {key: encoded[key] for key in arguments.kwargs}}
+
+    def _each(self, items: Iterable[tuple[Any, Any, str]]) -> dict[Any, Any]:
+        """Every value by its key; one error names all values that have no form."""
+        encoded, errors = {}, []
+        for key, item, where in items:
+            try:
+                encoded[key] = self.value(item, where)
+            except EncodingError as error:
+                errors.append(error)
+        if errors:
+            found = [finding for error in errors for finding in error.findings]
+            raise EncodingError(errors[0].where, errors[0].reason, findings=found)
+        return encoded
 
     @contextmanager
     def _graph_of(self, value: Any, arguments: recorder.Arguments, where: str) -> Iterator[dict[str, Any]]:

@@ -32,6 +32,36 @@ def attributes_changed_after_construction():
     return model, inputs
 
 
+@case(refused="activation")
+def activation_swapped_for_a_lambda():
+    model, inputs = called(Counting(), X)
+    model.activation = lambda x: x * 2
+    model(X)
+    return model, inputs
+
+
+class TwoLambdas(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+        self.score = lambda x: x + 1
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@case(refused="score")
+def lambda_that_call_does_not_reach_swapped():
+    model, inputs = called(TwoLambdas(), X)
+    model.score = lambda x: x + 2
+    return model, inputs
+
+
+@case()
+def lambda_made_in_the_constructor():
+    return called(TwoLambdas(), X)
+
+
 class RandomMask(keras.Model):
     def __init__(self):
         super().__init__()

@@ -137,7 +137,7 @@ class SetOfLayers(keras.Model):
         return x
 
 
-@case(refused="layer_set: a set holds several layers")
+@case(refused="a set holds several layers")
 def set_of_layers():
     return called(SetOfLayers(), X)
 
