@@ -15,6 +15,7 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     flavor           save_model, log_model, load_model: MLflow's verbs
     staging          a whole model directory, before MLflow knows of it
     rehearsal        serves the live model once as its options say, before anything is logged
+    reproduce        the recorded source as a working tree
     pyfunc           python_function: coercion, compiled predict, chunks
     proof            rebuilds what was just written in an isolated process and compares
     proof_worker     that process
@@ -30,6 +31,7 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     recorder         arguments of constructors, compile and calls, noted as the user's code runs
     keras_api        the seam: all that is asked of Keras and its backends
     trust            verify() -> VerifiedModel: nothing is run before its bytes were checked
+    signing          signatures of the manifest, by the OpenSSF library
     tensors          arrays in the safetensors layout
     coercion         from what a caller has to what the model takes
     outputs          from what the model returns to what the caller gets
@@ -37,6 +39,9 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     pickles          what a pickle would import, without unpickling it
     serving_options  the keys of model_config
     serving_process  what a model does to the process that serves it
+    patches          a patch without what must not be kept
+    credentials      finds secrets in text
+    repository       questions to git that end in time and run nothing
     manifest         the format: file names, versions, strict JSON
     specs            nested structures of shape and dtype
     files            writing with digests
@@ -66,6 +71,7 @@ from mlflow_keras_subclass.errors import (
     ModelFailure,
     PredictError,
     ProofError,
+    ProvenanceError,
     RebuildError,
     UntrustedCodeError,
 )
@@ -78,7 +84,8 @@ from mlflow_keras_subclass.flavor import (
     save_model,
 )
 from mlflow_keras_subclass.pyfunc import _load_pyfunc as _load_pyfunc
-from mlflow_keras_subclass.trust import TrustPolicy
+from mlflow_keras_subclass.reproduce import Reproduction, reproduce
+from mlflow_keras_subclass.trust import TrustPolicy, sign
 from mlflow_keras_subclass.version import __version__
 
 if TYPE_CHECKING:
@@ -98,7 +105,9 @@ __all__ = [
     "ModelFailure",
     "PredictError",
     "ProofError",
+    "ProvenanceError",
     "RebuildError",
+    "Reproduction",
     "TrustPolicy",
     "UntrustedCodeError",
     "__version__",
@@ -109,7 +118,9 @@ __all__ = [
     "load_checkpoint",
     "load_model",
     "log_model",
+    "reproduce",
     "save_model",
+    "sign",
 ]
 
 recorder.arm()

@@ -23,6 +23,7 @@ __all__ = [
     "ModelFailure",
     "PredictError",
     "ProofError",
+    "ProvenanceError",
     "RebuildError",
     "UntrustedCodeError",
 ]
@@ -101,6 +102,10 @@ class PredictError(KerasSubclassError):
 
 class ProofError(KerasSubclassError):
     """What was written does not come back as the model that was to be logged; nothing was logged."""
+
+
+class ProvenanceError(KerasSubclassError):
+    """The source of a model cannot be put back, or is not what the model says it is; nothing was left behind."""
 
 
 class RebuildError(KerasSubclassError):

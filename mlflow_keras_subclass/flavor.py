@@ -324,7 +324,8 @@ def load_model(
     target = None if dst_path is None else str(dst_path)
     root = Path(mlflow.artifacts.download_artifacts(artifact_uri=str(model_uri), dst_path=target)).absolute()
     verified = open_verified(root, trust_policy or TrustPolicy.from_environment())
-    _import_from(root, flavor_configuration(root).get("code"))
+    if verified.policy.level != "never":
+        _import_from(root, flavor_configuration(root).get("code"))
     prefer_backend(verified.manifest)
     model = model_dir.rebuild(verified, custom_objects=custom_objects, compile=compile, device=device)
     if verify:

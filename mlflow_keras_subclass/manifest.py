@@ -36,6 +36,7 @@ __all__ = [
     "OPTIMIZER_FILE",
     "PATCH_FILE",
     "PROOF_FILE",
+    "SIGNATURE_FILE",
     "SOURCE_DIR",
     "STATE_FILE",
     "STRUCTURE_FILE",
@@ -55,6 +56,8 @@ DATA_DIR = "keras_subclass"
 CODE_DIR = "code"
 MLMODEL_FILE = "MLmodel"
 BUNDLE_PREFIX = "_mks_rt_"
+# Beside our folder, since a signature cannot cover itself.
+SIGNATURE_FILE = "keras_subclass.sig.json"
 
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"

@@ -1,6 +1,7 @@
 """The two flows, in order: ``write`` a model's part of an artifact, ``rebuild`` the model from a verified one.
 
-Reads like the table of contents; each step is a part in ``artifacts``. Imports everything below it, MLflow not.
+Reads like the table of contents; each step is a part in ``artifacts``. Imports everything below it, and of MLflow its
+exception only.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mlflow.exceptions import MlflowException
 
 from mlflow_keras_subclass import keras_api, recorder
 from mlflow_keras_subclass.artifacts import class_definition, config, fingerprint, provenance, state, structure
@@ -26,7 +28,7 @@ from mlflow_keras_subclass.artifacts.class_definition import DefinitionRecord, i
 from mlflow_keras_subclass.artifacts.provenance import GitRecord
 from mlflow_keras_subclass.artifacts.state import VariableRecord
 from mlflow_keras_subclass.coercion import Arrays, coerce, example_arrays
-from mlflow_keras_subclass.errors import CaptureError, ClassDefinitionError, Finding, PredictError
+from mlflow_keras_subclass.errors import CaptureError, ClassDefinitionError, Finding, PredictError, RebuildError
 from mlflow_keras_subclass.files import ArtifactWriter, FileEntry
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import (
@@ -479,7 +481,22 @@ def rebuild(
         UntrustedCodeError: The stored class may not be loaded.
         DeviceError: ``device`` is not present.
     """
-    return _Rebuild(verified, custom_objects or {}, route).run(compile=compile, device=device)
+    with _in_our_words(verified):
+        return _Rebuild(verified, custom_objects or {}, route).run(compile=compile, device=device)
+
+
+@contextlib.contextmanager
+def _in_our_words(verified: VerifiedModel) -> Iterator[None]:
+    """Whatever the user's code, Keras or a tampered description raise inside becomes one error that a caller knows."""
+    try:
+        yield
+    except (MlflowException, MemoryError):
+        raise
+    except Exception as error:
+        raise RebuildError(
+            f"{verified.root}: {verified.manifest.model_class} could not be rebuilt: {type(error).__name__}: {error}. "
+            "Compare the versions in manifest.json with those installed here, and log the model again if it was edited."
+        ) from error
 
 
 class _Rebuild:
@@ -574,11 +591,13 @@ class _Rebuild:
         """The user's classes: the caller's if the model's own is among them, else the stored ones."""
         record = DefinitionRecord.from_json(self._config["definitions"])
         given = _by_key(record, self._custom_objects)
-        if self._config["constructor"].get("definition") in given:
+        policy = self._verified.policy
+        complete = policy.level == "never" and record.definitions.keys() <= given.keys()
+        if complete or self._config["constructor"].get("definition") in given:
             return class_definition.Definitions(definitions=given, objects={}, registrations={})
         has_objects = OBJECTS_FILE in self._verified.names()
         route = self._route or class_definition.choose_route(record, _proven(self._verified), has_objects=has_objects)
-        self._verified.policy.check_code(route, pickled=route == "cloudpickle" or has_objects)
+        policy.check_code(route, pickled=route == "cloudpickle" or has_objects)
         stored = class_definition.read(replace(record, serialization_format=route), self._verified)
         return class_definition.Definitions(
             definitions={**stored.definitions, **given}, objects=stored.objects, registrations=stored.registrations

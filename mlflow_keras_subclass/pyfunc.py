@@ -7,7 +7,6 @@ the seam only, after the artifact was verified.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import inspect
 import logging
@@ -33,7 +32,7 @@ from mlflow_keras_subclass.coercion import (
     refuse_non_finite,
     refuse_unequal_rows,
 )
-from mlflow_keras_subclass.errors import FormatError, IntegrityError, ModelFailure, PredictError
+from mlflow_keras_subclass.errors import FormatError, ModelFailure, PredictError
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import Manifest
 from mlflow_keras_subclass.outputs import flattened, in_form, json_safe
@@ -189,15 +188,7 @@ def open_verified(root: Path, policy: TrustPolicy) -> VerifiedModel:
         IntegrityError: A file was changed, or the manifest is not the one that MLmodel or the policy names.
         FormatError: ``root`` holds no model of this flavor.
     """
-    recorded = flavor_configuration(root).get("manifest_sha256")
-    if policy.manifest_sha256 is None:
-        return verify(root, dataclasses.replace(policy, manifest_sha256=recorded))
-    if recorded not in (None, policy.manifest_sha256):
-        raise IntegrityError(
-            f"{root / 'MLmodel'}: expected manifest_sha256 {policy.manifest_sha256}, as the trust policy names it, got "
-            f"{recorded}. This is another model: check the URI, or download it again."
-        )
-    return verify(root, policy)
+    return verify(root, policy, recorded_sha256=flavor_configuration(root).get("manifest_sha256"))
 
 
 def flavor_configuration(root: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Nothing of the artifact is executed or unpickled here. The bytes that were checked are the bytes that are used: small
 files are read once and kept, and large ones are read from the file descriptor that was hashed, each array checked
-again against its own digest. Imports errors, files and manifest; neither Keras nor anything of the artifact.
+again against its own digest. Imports errors, files, manifest and signing; neither Keras nor anything of the artifact.
 
 Trust comes from the caller or the server's environment, never from the model.
 """
@@ -12,65 +12,119 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mlflow_keras_subclass.errors import FormatError, IntegrityError, UntrustedCodeError
+from mlflow_keras_subclass.errors import FormatError, IntegrityError, KerasSubclassError, UntrustedCodeError
 from mlflow_keras_subclass.files import FileEntry
 from mlflow_keras_subclass.manifest import (
     CODE_DIR,
     DATA_DIR,
     MANIFEST_FILE,
     MAX_JSON_BYTES,
+    SIGNATURE_FILE,
     Manifest,
     parse_json,
     parse_manifest,
 )
+from mlflow_keras_subclass.signing import check_signature, make_signature
 
-__all__ = ["PICKLE_VARIABLE", "TrustPolicy", "VerifiedModel", "verify"]
+__all__ = [
+    "LEVELS",
+    "MANIFEST_VARIABLE",
+    "PICKLE_VARIABLE",
+    "PUBLIC_KEY_VARIABLE",
+    "TRUST_VARIABLE",
+    "TrustPolicy",
+    "VerifiedModel",
+    "sign",
+    "verify",
+]
+
+LEVELS = ("code", "known", "never")
+TRUST_VARIABLE = "MLFLOW_KERAS_SUBCLASS_TRUST"
+MANIFEST_VARIABLE = "MLFLOW_KERAS_SUBCLASS_MANIFEST_SHA256"
+PUBLIC_KEY_VARIABLE = "MLFLOW_KERAS_SUBCLASS_PUBLIC_KEY"
 
 # MLflow's own switch (3.17; absent before, so it is read from the environment and not from mlflow).
 PICKLE_VARIABLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 _CHUNK_BYTES = 2**20
 _KEPT_BYTES = 64 * 2**20
+_SIGNATURE_BYTES = 2**20
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_CACHES = "__pycache__"
 _VERIFIED = object()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustPolicy:
-    """What the caller allows an artifact to do.
+    """What the caller demands of an artifact, and allows it to do.
 
     Attributes:
-        allow_code: The stored class definition may run. If not, the classes come from ``custom_objects``.
+        level: ``code``: the stored class definition may run, as with MLflow's own flavors. ``known``: it may run if
+            the model has the manifest digest or the signature that is named below. ``never``: the classes come from
+            ``custom_objects``, and only JSON and arrays are read from the model.
         allow_pickle: Pickles may be loaded. ``MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false`` forbids it in any case.
         manifest_sha256: The one manifest digest that is accepted; any if ``None``.
+        public_key: A PEM file; only models that the owner of this key signed are accepted. All if ``None``.
     """
 
-    allow_code: bool = True
+    level: str = "code"
     allow_pickle: bool = True
     manifest_sha256: str | None = None
+    public_key: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what would silently allow more, or nothing at all."""
+        if self.level not in LEVELS:
+            raise KerasSubclassError(f"trust level: expected one of {', '.join(LEVELS)}, got {self.level!r}.")
+        digest = self.manifest_sha256
+        if digest is not None and not (isinstance(digest, str) and _DIGEST.fullmatch(digest)):
+            raise KerasSubclassError(f"manifest_sha256: expected 64 hexadecimal digits, got {digest!r}.")
+        if self.level == "known" and digest is None and self.public_key is None:
+            raise KerasSubclassError(
+                "Trust level 'known' needs something to know the model by: manifest_sha256 or public_key "
+                f"({MANIFEST_VARIABLE} or {PUBLIC_KEY_VARIABLE} in the environment)."
+            )
 
     @classmethod
     def from_environment(cls) -> TrustPolicy:
-        """The policy of a server: everything allowed but what the environment forbids."""
-        return cls(allow_pickle=_environment_allows_pickle())
+        """The policy of a server: everything allowed but what the environment forbids.
+
+        It reads ``MLFLOW_KERAS_SUBCLASS_TRUST`` (``code``, ``known`` or ``never``),
+        ``MLFLOW_KERAS_SUBCLASS_MANIFEST_SHA256`` and ``MLFLOW_KERAS_SUBCLASS_PUBLIC_KEY`` (a path).
+        """
+        return cls(
+            level=_variable(TRUST_VARIABLE, "code").lower(),
+            manifest_sha256=_variable(MANIFEST_VARIABLE, "").lower() or None,
+            public_key=_variable(PUBLIC_KEY_VARIABLE, "") or None,
+        )
 
     def check_code(self, serialization_format: str, *, pickled: bool) -> None:
-        """Raise ``UntrustedCodeError`` unless code stored in this form may be loaded."""
+        """Raise ``UntrustedCodeError`` unless definitions stored in this form may be loaded."""
         cure = (
             "Load with your own classes, and nothing stored is run: "
             'mlflow_keras_subclass.load_model(uri, custom_objects={"<class name>": <class>}).'
         )
-        if not self.allow_code and serialization_format != "import":
-            raise UntrustedCodeError(f"The trust policy forbids to run the class definition of this model. {cure}")
+        if self.level == "never":
+            # The import route too: a name in a file must not decide what is imported.
+            raise UntrustedCodeError(
+                "The trust policy forbids to run the class definition of this model or to import what it names "
+                f"(level 'never', stored as {serialization_format}). {cure}"
+            )
         if pickled and not (self.allow_pickle and _environment_allows_pickle()):
             raise UntrustedCodeError(
                 f"This model's class definition is a pickle, and {PICKLE_VARIABLE} or the trust policy forbids to "
                 f"load pickles. {cure}"
             )
+
+
+def _variable(name: str, default: str) -> str:
+    return os.environ.get(name, "").strip() or default
 
 
 def _environment_allows_pickle() -> bool:
@@ -148,52 +202,101 @@ class _CheckedFile:
     data: bytes | None
 
 
-def verify(root: Path, policy: TrustPolicy) -> VerifiedModel:
+def verify(root: Path, policy: TrustPolicy, *, recorded_sha256: str | None = None) -> VerifiedModel:
     """Check every file of ours below ``root`` (a model directory) against its manifest.
+
+    Args:
+        root: The model directory.
+        policy: What the caller demands.
+        recorded_sha256: The manifest's digest as MLmodel records it. It finds accidents; it is the model's own word.
 
     Raises:
         IntegrityError: A file is missing, unlisted, no regular file or changed, or the manifest is not the one that
-            the policy names.
+            the policy, its key or MLmodel names.
         FormatError: The manifest does not have the promised form.
     """
-    data = _read_manifest(root)
+    data = _read_bounded(root, f"{DATA_DIR}/{MANIFEST_FILE}", MAX_JSON_BYTES, _UNFINISHED)
     digest = hashlib.sha256(data).hexdigest()
-    if policy.manifest_sha256 is not None and digest != policy.manifest_sha256:
-        raise IntegrityError(
-            f"{root / DATA_DIR / MANIFEST_FILE}: expected the manifest with sha256 {policy.manifest_sha256}, got "
-            f"{digest}. This is not the model that was logged: download it again."
-        )
+    for expected, named_by in ((policy.manifest_sha256, "the trust policy"), (recorded_sha256, "MLmodel")):
+        if expected is not None and digest != expected:
+            raise IntegrityError(
+                f"{root / DATA_DIR / MANIFEST_FILE}: expected the manifest with sha256 {expected}, as {named_by} names "
+                f"it, got {digest}. This is not the model that was logged: check the URI, or download it again."
+            )
+    if policy.public_key is not None:
+        signature = _read_bounded(root, SIGNATURE_FILE, _SIGNATURE_BYTES, _UNSIGNED)
+        check_signature(data, signature, public_key=Path(policy.public_key))
     manifest = parse_manifest(data)
     _refuse_unlisted(root, manifest)
     files = {entry.path: _check_file(root, entry) for entry in manifest.files}
     return VerifiedModel(_VERIFIED, root, manifest, digest, policy, files)
 
 
-def _read_manifest(root: Path) -> bytes:
-    path = f"{DATA_DIR}/{MANIFEST_FILE}"
-    if not (root / path).exists():
-        raise IntegrityError(
-            f"{root / path} is missing: the save or the download never finished, or this is no model of the "
-            "keras_subclass flavor. Log or download the model again."
-        )
+def sign(path: str | Path, *, private_key: str | Path, password: str | None = None) -> Path:
+    """Sign the model directory ``path``, once it was checked; returns the file that holds the signature.
+
+    The signature covers our files and the code beside them, not ``MLmodel``. Needs the extra ``[signing]``.
+
+    Args:
+        path: A directory that ``save_model`` wrote or that was downloaded.
+        private_key: A PEM file with an elliptic-curve key (P-256, P-384 or P-521).
+        password: That of the key, if it has one.
+
+    Raises:
+        IntegrityError: A file was changed since the model was saved.
+        KerasSubclassError: The key cannot be used, or the extra is not installed.
+    """
+    root = Path(path)
+    verify(root, TrustPolicy())
+    data = _read_bounded(root, f"{DATA_DIR}/{MANIFEST_FILE}", MAX_JSON_BYTES, _UNFINISHED)
+    signature = make_signature(data, private_key=Path(private_key), password=password)
+    target = root / SIGNATURE_FILE
+    temporary = target.with_suffix(".tmp")
+    temporary.write_bytes(signature)
+    temporary.replace(target)
+    return target
+
+
+_UNFINISHED = (
+    "the save or the download never finished, or this is no model of the keras_subclass flavor. Log or download the "
+    "model again."
+)
+_UNSIGNED = (
+    "the trust policy demands a signature, and this model has none. Sign it with mlflow_keras_subclass.sign(), or load "
+    "it without a key."
+)
+
+
+def _read_bounded(root: Path, path: str, limit_bytes: int, if_missing: str) -> bytes:
+    if not os.path.lexists(root / path):
+        raise IntegrityError(f"{root / path} is missing: {if_missing}")
     descriptor = _open_regular(root, path)
     size = os.fstat(descriptor.number).st_size
-    if size > MAX_JSON_BYTES:
-        raise FormatError(f"{path} has {size} bytes; expected at most {MAX_JSON_BYTES}.")
+    if size > limit_bytes:
+        raise FormatError(f"{path} has {size} bytes; expected at most {limit_bytes}.")
     with os.fdopen(os.dup(descriptor.number), "rb") as file:
-        return file.read(MAX_JSON_BYTES + 1)
+        return file.read(limit_bytes + 1)
 
 
 def _refuse_unlisted(root: Path, manifest: Manifest) -> None:
     listed = {entry.path for entry in manifest.files} | {f"{DATA_DIR}/{MANIFEST_FILE}"}
-    for folder, folders, names in os.walk(root / DATA_DIR, followlinks=False):
+    for path in [*_present(root, DATA_DIR), *_present(root, CODE_DIR)]:
+        if path not in listed:
+            raise IntegrityError(
+                f"{path} is not in {MANIFEST_FILE}: it was added after the model was logged. Remove it, or download "
+                "the model again."
+            )
+
+
+def _present(root: Path, top: str) -> Iterator[str]:
+    """Files and links below ``root / top``, but for the caches that Python writes beside code that it imports."""
+    if (root / top).is_symlink():
+        yield top
+    for folder, folders, names in os.walk(root / top, followlinks=False):
+        if top == CODE_DIR and _CACHES in folders:
+            folders.remove(_CACHES)
         for name in [*names, *(item for item in folders if (Path(folder) / item).is_symlink())]:
-            path = (Path(folder) / name).relative_to(root).as_posix()
-            if path not in listed:
-                raise IntegrityError(
-                    f"{path} is not in {MANIFEST_FILE}: it was added after the model was logged. Remove it, or "
-                    "download the model again."
-                )
+            yield (Path(folder) / name).relative_to(root).as_posix()
 
 
 def _open_regular(root: Path, path: str) -> _Descriptor:

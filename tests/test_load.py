@@ -1,5 +1,6 @@
 """Loading: whose class it is, what may run, where it is placed, and that nothing else in the process changes."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -7,8 +8,10 @@ import sys
 import threading
 
 import keras
+import mlflow
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 
 import mlflow_keras_subclass as mks
 from mlflow_keras_subclass.trust import PICKLE_VARIABLE
@@ -118,7 +121,58 @@ def test_forbidden_pickle_says_how_to_load(saved, monkeypatch):
 
 def test_policy_of_the_caller_forbids_code(saved):
     with pytest.raises(mks.UntrustedCodeError, match="forbids to run the class definition"):
-        mks.load_model(saved[0], trust_policy=mks.TrustPolicy(allow_code=False))
+        mks.load_model(saved[0], trust_policy=mks.TrustPolicy(level="never"))
+
+
+def test_never_with_own_class_reads_only_json_and_arrays(saved, monkeypatch):
+    """Level never with the class brought along: not one byte is unpickled, and nothing is imported from the model."""
+
+    def refuse(*_, **__):
+        raise AssertionError("the stored definition was read")
+
+    monkeypatch.setattr("mlflow_keras_subclass.artifacts.class_definition.read", refuse)
+    before = list(sys.path)
+
+    model = mks.load_model(saved[0], custom_objects={"Net": Net}, trust_policy=mks.TrustPolicy(level="never"))
+
+    assert sys.path == before
+    np.testing.assert_array_equal(model(X), saved[1])
+
+
+def test_never_names_the_object_that_only_a_pickle_has(wrapping):
+    with pytest.raises(mks.ClassDefinitionError, match=r"opaque object .* can only come from objects\.cloudpickle"):
+        mks.load_model(
+            wrapping,
+            custom_objects={"Wrapping": Wrapping, "Net": Net},
+            trust_policy=mks.TrustPolicy(level="never"),
+        )
+
+
+@pytest.mark.parametrize(
+    ("variables", "text"),
+    [
+        ({"TRUST": "never"}, "forbids to run the class definition"),
+        ({"TRUST": "known"}, "needs something to know the model by"),
+        ({"TRUST": "known", "MANIFEST_SHA256": "0" * 64}, "as the trust policy names it"),
+        ({"PUBLIC_KEY": "/nowhere.pem"}, r"keras_subclass\.sig\.json is missing"),
+        ({"TRUST": "yes"}, "expected one of code, known, never, got 'yes'"),
+    ],
+)
+@pytest.mark.parametrize("door", [mks.load_model, mlflow.pyfunc.load_model])
+def test_environment_of_a_server_decides(saved, monkeypatch, variables, text, door):
+    for name, value in variables.items():
+        monkeypatch.setenv(f"MLFLOW_KERAS_SUBCLASS_{name}", value)
+
+    with pytest.raises(MlflowException, match=text):  # raised by the loader in the model, whose classes are others
+        door(str(saved[0]))
+
+
+def test_server_that_knows_the_digest_loads(saved, monkeypatch):
+    digest = hashlib.sha256((saved[0] / "keras_subclass/manifest.json").read_bytes()).hexdigest()
+    monkeypatch.setenv("MLFLOW_KERAS_SUBCLASS_TRUST", "known")
+    monkeypatch.setenv("MLFLOW_KERAS_SUBCLASS_MANIFEST_SHA256", digest)
+
+    np.testing.assert_allclose(mlflow.pyfunc.load_model(str(saved[0])).predict(X), saved[1], rtol=1e-6)
 
 
 def test_policy_of_the_caller_names_the_manifest(saved):

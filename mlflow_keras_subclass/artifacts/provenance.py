@@ -1,51 +1,70 @@
 """The git commit that made the class, the patch of what was not committed, and each source file compared with it.
 
-Of the repository that holds the class's source file, else of the working directory's. Logging never fails because of
-git: what could not be learned is said in ``git.json``. The repository cannot run code in this process's name: hooks,
-fsmonitor, external diff, textconv and filters are off. Imports errors, files and manifest; must not import Keras.
+Of the repository that holds the class's source file, else of the working directory's; files from other repositories
+are compared with theirs. Logging never fails because of git: what could not be learned is said in ``git.json``.
+Imports repository, credentials, patches, errors, files and manifest; must not import Keras.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib
-import os
+import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from mlflow_keras_subclass.credentials import lines_with_secrets
 from mlflow_keras_subclass.errors import FormatError
 from mlflow_keras_subclass.files import ArtifactReader, ArtifactWriter
 from mlflow_keras_subclass.manifest import GIT_FILE, PATCH_FILE
+from mlflow_keras_subclass.patches import Omission, cleaned
+from mlflow_keras_subclass.repository import GitFailed, GitOutputTooLarge, Repository, find
 
-__all__ = ["GitRecord", "SourceClaim", "read", "tags", "write"]
+__all__ = ["ClaimCheck", "GitRecord", "OtherRepository", "SourceClaim", "blob_ids", "check", "read", "tags", "write"]
 
 _SECONDS = 10.0
 _PATCH_BYTES = 2**20
+_POINTER_BYTES = 1024
 _SCP_URL = re.compile(r"(?P<user>.*@)?(?P<host>[^/@:]+):(?P<path>(?!/{2}).+)", re.DOTALL)
-# Of the caller's environment, what would point git at another repository or make it talk to a person.
-_NEUTRAL = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-_REDIRECTING = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_EXTERNAL_DIFF")
-_SAFE_CONFIG = ("core.fsmonitor=false", "core.hooksPath=/dev/null", "core.quotePath=false", "diff.noprefix=false")
+_POINTER = re.compile(rb"version https://git-lfs[^\n]*\noid sha256:(?P<digest>[0-9a-f]{64})\n")
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceClaim:
     """One source file compared with the commit: ``identical``, ``modified``, ``untracked`` or ``outside-repository``.
 
-    ``identical-after-filters`` is a file that differs from the commit in its line ends only. ``path`` is relative to
-    the repository; ``blob`` is the object ID of the file as it is now.
+    ``identical-after-filters`` is a file that differs from the commit in its line ends only, or that git LFS keeps
+    elsewhere under the file's own digest. ``path`` is relative to the repository; ``repository`` is 0 for the one that
+    the record describes and the place in ``others`` from 1; ``blob`` is the object ID of the file as it is now.
     """
 
     path: str
     blob: str | None
     status: str
+    repository: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherRepository:
+    """A second repository that holds source files of the class."""
+
+    commit: str | None
+    remote_url: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimCheck:
+    """A claim compared with a clone: ``confirmed``, ``refuted`` or ``not-checkable``, and what was found there."""
+
+    path: str
+    status: str
+    result: str
+    found: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,23 +76,32 @@ class GitRecord:
             ``dubious-ownership``, ``timeout``, ``error: …``.
         commit: The commit checked out.
         branch: Its branch; ``None`` if HEAD is detached.
+        tag: A tag on that very commit.
         remote_url: Where the repository comes from, without user, password, query and fragment.
         dirty: Whether a tracked file is changed, or a source file of the class is not tracked.
         repository_of: ``class`` or ``working-directory``.
         patch_file: Name of the patch, if one was written.
         patch_omitted: Why the patch of a dirty repository was left out.
+        omissions: Hunks and files that were left out of the patch.
         sources: A claim for each source file of the class.
+        others: Further repositories that hold source files of the class.
+        secrets: Lines of stored source files that seem to hold a secret. They are stored all the same: a class comes
+            back from the bytes it was written in.
     """
 
     status: str
     commit: str | None = None
     branch: str | None = None
+    tag: str | None = None
     remote_url: str | None = None
     dirty: bool | None = None
     repository_of: str | None = None
     patch_file: str | None = None
     patch_omitted: str | None = None
+    omissions: tuple[Omission, ...] = ()
     sources: tuple[SourceClaim, ...] = ()
+    others: tuple[OtherRepository, ...] = ()
+    secrets: tuple[Omission, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``git.json``."""
@@ -85,11 +113,12 @@ class GitRecord:
         names = {field.name for field in fields(cls)}
         if not isinstance(value, Mapping) or value.keys() != names:
             raise FormatError(f"{GIT_FILE}: expected the keys {', '.join(sorted(names))}, got {value!r:.200}.")
+        kinds = {"sources": SourceClaim, "others": OtherRepository, "omissions": Omission, "secrets": Omission}
         try:
-            sources = tuple(SourceClaim(**item) for item in value["sources"])
+            lists = {key: tuple(kind(**item) for item in value[key]) for key, kind in kinds.items()}
         except TypeError as error:
-            raise FormatError(f"{GIT_FILE}: sources: {error}.") from None
-        return cls(**{**value, "sources": sources})
+            raise FormatError(f"{GIT_FILE}: {error}.") from None
+        return cls(**{**value, **lists})
 
 
 def write(
@@ -106,6 +135,7 @@ def write(
     record, patch = (
         (GitRecord(status="off"), b"") if provenance == "off" else _learn(source_files, fallback, provenance)
     )
+    record = replace(record, secrets=_secrets(source_files))
     if patch:
         record = replace(record, patch_file=PATCH_FILE)
         writer.write_bytes(PATCH_FILE, patch)
@@ -129,178 +159,173 @@ def tags(record: GitRecord) -> dict[str, str]:
     return {key: value for key, value in known.items() if value is not None}
 
 
-class _GitFailed(Exception):  # noqa: N818 - an answer, not an error
-    """Git could not answer; ``args[0]`` is the status to record."""
+def check(record: GitRecord, clone: Path, *, timeout_s: float = 60.0) -> tuple[ClaimCheck, ...]:
+    """Compare the claims of ``record`` with ``clone``, any clone of the repository, bare or not.
+
+    Nothing is taken from the working tree of ``clone``, only from the recorded commit.
+    """
+    repository = Repository(clone, time.monotonic() + timeout_s)
+    if record.commit is None or not repository.has_commit(record.commit):
+        found = "no commit was recorded" if record.commit is None else f"commit {record.commit} is not in {clone}"
+        return tuple(_result(claim, "not-checkable", found) for claim in record.sources)
+    return tuple(_check(repository, record.commit, claim) for claim in record.sources)
+
+
+def _check(repository: Repository, commit: str, claim: SourceClaim) -> ClaimCheck:
+    if claim.repository != 0:
+        where = "outside any repository" if claim.repository is None else "in another repository"
+        return _result(claim, "not-checkable", where)
+    committed = repository.blob(commit, claim.path)
+    holds = {
+        "identical": committed == claim.blob,
+        "untracked": committed is None,
+        "modified": committed not in (None, claim.blob),
+        "identical-after-filters": committed not in (None, claim.blob),
+    }
+    return _result(claim, "confirmed" if holds.get(claim.status) else "refuted", committed or "not in the commit")
+
+
+def _result(claim: SourceClaim, result: str, found: str) -> ClaimCheck:
+    return ClaimCheck(path=claim.path, status=claim.status, result=result, found=found)
+
+
+def blob_ids(data: bytes) -> frozenset[str]:
+    """The object IDs that git gives to a file with this content."""
+    return frozenset(_blob_id(data, kind) for kind in ("sha1", "sha256"))
+
+
+def _secrets(source_files: Sequence[Path]) -> tuple[Omission, ...]:
+    found = []
+    for path in dict.fromkeys(source_files):
+        if not path.is_file():
+            continue
+        lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+        for line, kind in lines_with_secrets(lines, path.name).items():
+            _logger.warning(
+                "%s, line %d, seems to hold a secret (%s), and the file is stored with the model. Read the secret from "
+                "the environment instead, or mark the line with '# pragma: allowlist secret' if it is none.",
+                path.name,
+                line,
+                kind,
+            )
+            found.append(Omission(path=path.name, first_line=line, last_line=line, reason=f"secret: {kind}"))
+    return tuple(sorted(found, key=lambda item: (item.path, item.first_line)))
 
 
 def _learn(source_files: Sequence[Path], fallback: Path, provenance: str) -> tuple[GitRecord, bytes]:
     deadline = time.monotonic() + _SECONDS
     record = GitRecord(status="no-repository")
     try:
-        repository, found_by = _find(source_files, fallback, deadline)
-        if repository is None:
+        found = _Found(deadline)
+        main, found_by = found.main(source_files, fallback)
+        if main is None:
             return record, b""
-        record = replace(record, status="ok", repository_of=found_by, **repository.head())
-        claims = repository.claims(source_files, committed=record.commit is not None)
-        record = replace(record, sources=claims)
+        record = replace(record, status="ok", repository_of=found_by, **_head(main))
+        record = replace(record, sources=found.claims(source_files), others=found.others())
         if record.commit is None:
             return replace(record, status="no-commit", dirty=True), b""
-        changed = repository.changed()
-        untracked = any(claim.status == "untracked" for claim in claims)
+        changed = bool(main.run("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty"))
+        untracked = any(claim.status == "untracked" for claim in record.sources)
         record = replace(record, dirty=changed or untracked)
-        if not changed or provenance != "full":
-            return record, b""
-        patch = repository.patch()
-    except _GitFailed as error:
+        return _with_patch(record, main, deadline) if changed and provenance == "full" else (record, b"")
+    except GitFailed as error:
         return replace(record, status=str(error)), b""
-    if len(patch) > _PATCH_BYTES:
-        return replace(record, patch_omitted=f"the patch is larger than {_PATCH_BYTES} bytes"), b""
-    return (record, patch) if patch else (replace(record, patch_omitted="only modes or line ends differ"), b"")
 
 
-def _find(source_files: Sequence[Path], fallback: Path, deadline: float) -> tuple[_Repository | None, str | None]:
-    folders = dict.fromkeys(path.parent for path in source_files if path.is_file())
-    for folder, name in [*((folder, "class") for folder in folders), (fallback, "working-directory")]:
-        try:
-            top = _git(folder, deadline, "rev-parse", "--show-toplevel").decode("utf-8", "surrogateescape").rstrip("\n")
-        except _GitFailed as error:
-            if str(error) == "no-repository":
-                continue
-            raise
-        return _Repository(Path(top), deadline), name
-    return None, None
-
-
-class _Repository:
-    """Questions to one repository, all within one deadline."""
-
-    def __init__(self, top: Path, deadline: float) -> None:
-        self._top = top
-        self._deadline = deadline
-
-    def head(self) -> dict[str, Any]:
-        return {
-            "commit": self._optional("rev-parse", "--verify", "--quiet", "HEAD^{commit}"),
-            "branch": self._optional("symbolic-ref", "--quiet", "--short", "HEAD"),
-            "remote_url": self._remote_url(),
-        }
-
-    def changed(self) -> bool:
-        return bool(self._run("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty"))
-
-    def patch(self) -> bytes:
-        return self._run("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--full-index")
-
-    def claims(self, source_files: Sequence[Path], *, committed: bool) -> tuple[SourceClaim, ...]:
-        return tuple(self._claim(path, committed) for path in source_files)
-
-    def _claim(self, path: Path, committed: bool) -> SourceClaim:
-        try:
-            relative = path.resolve().relative_to(self._top.resolve()).as_posix()
-        except ValueError:
-            return SourceClaim(path=path.name, blob=None, status="outside-repository")
-        data = path.read_bytes()
-        listed = self._run("ls-tree", "-z", "HEAD", "--", relative).split(b"\0")[0] if committed else b""
-        if not listed:
-            return SourceClaim(path=relative, blob=_blob_id(data, "sha1"), status="untracked")
-        recorded = listed.split(b"\t")[0].split()[-1].decode("ascii")
-        kind = "sha256" if len(recorded) == 64 else "sha1"
-        blob = _blob_id(data, kind)
-        if blob == recorded:
-            return SourceClaim(path=relative, blob=blob, status="identical")
-        # What core.autocrlf changes on checkout, without asking git to run the repository's filters.
-        same_text = _blob_id(data.replace(b"\r\n", b"\n"), kind) == recorded
-        return SourceClaim(path=relative, blob=blob, status="identical-after-filters" if same_text else "modified")
-
-    def _remote_url(self) -> str | None:
-        branch = self._optional("symbolic-ref", "--quiet", "--short", "HEAD")
-        upstream = self._optional("config", "--get", f"branch.{branch}.remote") if branch else None
-        names = [upstream, "origin", *(self._optional("remote") or "").splitlines()]
-        for name in dict.fromkeys(name for name in names if name and name != "."):
-            # Not `remote get-url`, which expands insteadOf: that may hold a token.
-            url = self._optional("config", "--get", f"remote.{name}.url")
-            if url:
-                return _without_credentials(url)
-        return None
-
-    def _optional(self, *arguments: str) -> str | None:
-        try:
-            return self._run(*arguments).decode("utf-8", "replace").strip() or None
-        except _GitFailed as error:
-            if str(error) == "timeout":
-                raise
-            return None
-
-    def _run(self, *arguments: str) -> bytes:
-        return _git(self._top, self._deadline, *self._without_filters, *arguments)
-
-    @functools.cached_property
-    def _without_filters(self) -> list[str]:
-        """Options that switch off every clean, smudge and process filter that the configuration names."""
-        pattern = r"^filter\..*\.(clean|smudge|process|required)$"
-        try:
-            names = _git(self._top, self._deadline, "config", "--name-only", "--get-regexp", pattern)
-        except _GitFailed as error:
-            if str(error) == "timeout":
-                raise
-            return []
-        options = []
-        for name in names.decode("utf-8", "replace").splitlines():
-            value = "false" if name.endswith(".required") else ""
-            options += ["-c", f"{name}={value}"]
-        return options
-
-
-def _git(folder: Path, deadline: float, *arguments: str) -> bytes:
-    """The output of one git command.
-
-    Raises:
-        _GitFailed: With the status to record.
-    """
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
-        raise _GitFailed("timeout")
-    options = [item for setting in _SAFE_CONFIG for item in ("-c", setting)]
-    with _neutral_environment():
-        git = importlib.import_module("git")
-        try:
-            status, output, error = git.Git(str(folder)).execute(
-                ["git", "--no-pager", *options, *arguments],
-                with_extended_output=True,
-                with_exceptions=False,
-                stdout_as_string=False,
-                strip_newline_in_stdout=False,
-                kill_after_timeout=remaining,
-                env=_NEUTRAL,
-            )
-        except (git.exc.GitCommandNotFound, FileNotFoundError):
-            raise _GitFailed("git-missing") from None
-    if status != 0:
-        raise _GitFailed(_status_of(str(error), timed_out=time.monotonic() >= deadline))
-    return bytes(output)
-
-
-def _status_of(error: str, *, timed_out: bool) -> str:
-    if timed_out or "Timeout" in error:
-        return "timeout"
-    if "dubious ownership" in error:
-        return "dubious-ownership"
-    if "not a git repository" in error or "must be run in a work tree" in error:
-        return "no-repository"
-    return f"error: {error.strip().splitlines()[-1] if error.strip() else 'unknown'}"[:200]
-
-
-@contextmanager
-def _neutral_environment() -> Iterator[None]:
-    """The environment as GitPython needs it: no complaint where git is missing, no redirected repository."""
-    names = ("GIT_PYTHON_REFRESH", *_REDIRECTING)
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    os.environ["GIT_PYTHON_REFRESH"] = "quiet"
+def _with_patch(record: GitRecord, main: Repository, deadline: float) -> tuple[GitRecord, bytes]:
+    options = ("--no-color", "--no-ext-diff", "--no-textconv", "--full-index", "--ignore-submodules=dirty")
     try:
-        yield
-    finally:
-        del os.environ["GIT_PYTHON_REFRESH"]
-        os.environ.update(before)
+        patch = main.run("diff", "HEAD", *options, limit_bytes=_PATCH_BYTES)
+    except GitOutputTooLarge:
+        return replace(record, patch_omitted=f"the patch is larger than {_PATCH_BYTES} bytes"), b""
+    if not patch:
+        return replace(record, patch_omitted="only modes or line ends differ"), b""
+    kept, omissions = cleaned(patch, deadline)
+    reason = None if kept else "nothing of it could be kept"
+    return replace(record, omissions=omissions, patch_omitted=reason), kept
+
+
+def _head(repository: Repository) -> dict[str, Any]:
+    return {
+        "commit": repository.head,
+        "branch": repository.optional("symbolic-ref", "--quiet", "--short", "HEAD"),
+        "tag": repository.optional("describe", "--exact-match", "--tags", "HEAD"),
+        "remote_url": _remote_url(repository),
+    }
+
+
+class _Found:
+    """The repositories that hold source files; the first is the one that the record describes."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._repositories: list[Repository] = []
+        self._by_folder: dict[Path, Repository | None] = {}
+
+    def main(self, source_files: Sequence[Path], fallback: Path) -> tuple[Repository | None, str | None]:
+        folders = dict.fromkeys(path.parent for path in source_files if path.is_file())
+        for folder in folders:
+            if self._at(folder) is not None:
+                return self._repositories[0], "class"
+        return self._at(fallback), "working-directory"
+
+    def _at(self, folder: Path) -> Repository | None:
+        if folder not in self._by_folder:
+            found = find(folder, self._deadline)
+            known = next((item for item in self._repositories if found and item.top == found.top), None)
+            self._by_folder[folder] = known or found
+            if found is not None and known is None:
+                self._repositories.append(found)
+        return self._by_folder[folder]
+
+    def claims(self, source_files: Sequence[Path]) -> tuple[SourceClaim, ...]:
+        return tuple(self._claim(path) for path in source_files)
+
+    def _claim(self, path: Path) -> SourceClaim:
+        repository = self._at(path.parent) if path.is_file() else None
+        if repository is None:
+            return SourceClaim(path=path.name, blob=None, status="outside-repository", repository=None)
+        try:
+            relative = path.resolve().relative_to(repository.top.resolve()).as_posix()
+        except ValueError:
+            # A link to a file elsewhere.
+            return SourceClaim(path=path.name, blob=None, status="outside-repository", repository=None)
+        blob, status = _compared(repository, relative, path.read_bytes())
+        number = self._repositories.index(repository)
+        return SourceClaim(path=relative, blob=blob, status=status, repository=number)
+
+    def others(self) -> tuple[OtherRepository, ...]:
+        return tuple(OtherRepository(commit=item.head, remote_url=_remote_url(item)) for item in self._repositories[1:])
+
+
+def _compared(repository: Repository, path: str, data: bytes) -> tuple[str, str]:
+    """The object ID of ``data`` and how it stands to the commit."""
+    head = repository.head
+    recorded = repository.blob(head, path) if head is not None else None
+    kind = "sha256" if len(recorded or head or "") == 64 else "sha1"
+    blob = _blob_id(data, kind)
+    if recorded is None:
+        return blob, "untracked"
+    if blob == recorded:
+        return blob, "identical"
+    # What core.autocrlf changes on checkout, without asking git to run the repository's filters.
+    if _blob_id(data.replace(b"\r\n", b"\n"), kind) == recorded:
+        return blob, "identical-after-filters"
+    pointer = _POINTER.match(repository.content(recorded, limit_bytes=_POINTER_BYTES) or b"")
+    kept_by_lfs = pointer is not None and pointer["digest"].decode() == hashlib.sha256(data).hexdigest()
+    return blob, "identical-after-filters" if kept_by_lfs else "modified"
+
+
+def _remote_url(repository: Repository) -> str | None:
+    branch = repository.optional("symbolic-ref", "--quiet", "--short", "HEAD")
+    upstream = repository.optional("config", "--get", f"branch.{branch}.remote") if branch else None
+    names = [upstream, "origin", *(repository.optional("remote") or "").splitlines()]
+    for name in dict.fromkeys(name for name in names if name and name != "."):
+        # Not `remote get-url`, which expands insteadOf: that may hold a token.
+        url = repository.optional("config", "--get", f"remote.{name}.url")
+        if url:
+            return _without_credentials(url)
+    return None
 
 
 def _blob_id(data: bytes, kind: str) -> str:

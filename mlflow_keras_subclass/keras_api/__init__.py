@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_keras_subclass.errors import CaptureError
+from mlflow_keras_subclass.errors import CaptureError, FormatError
 from mlflow_keras_subclass.keras_api import devices, inference
+from mlflow_keras_subclass.keras_api.configs import is_purely_keras
 from mlflow_keras_subclass.specs import InputSpec
 
 __all__ = ["KerasApi", "for_model", "for_runtime"]
@@ -332,7 +333,16 @@ class KerasApi:
         return self.keras.saving.serialize_keras_object(value)
 
     def deserialize(self, config: Any) -> Any:
-        """The inverse of ``serialize``, in safe mode."""
+        """The inverse of ``serialize``, in safe mode.
+
+        Raises:
+            FormatError: ``config`` names what is not Keras' own, marshalled code or a file.
+        """
+        if not is_purely_keras(config):
+            raise FormatError(
+                f"A configuration of Keras names marshalled code, a file or what is not Keras' own: {config!r:.300}. "
+                "Nothing of this kind is written when a model is logged, and it is not read."
+            )
         return self.keras.saving.deserialize_keras_object(config, safe_mode=True)
 
     def registered_names(self) -> dict[str, Any]:

@@ -14,8 +14,11 @@ import numpy as np
 
 from mlflow_keras_subclass.errors import ClassDefinitionError, FormatError
 from mlflow_keras_subclass.keras_api import KerasApi
+from mlflow_keras_subclass.keras_api.configs import FOREIGN_LAYERS, is_purely_keras, reads_a_file
 
 __all__ = ["Decoder"]
+
+_DEFAULTS = ("bool", "dict", "float", "int", "list", "set", "str", "tuple")
 
 
 class Decoder:
@@ -110,6 +113,8 @@ class Decoder:
                 return collections.OrderedDict(pairs)
             case "defaultdict":
                 default = value.get("default")
+                if default is not None and default not in _DEFAULTS:
+                    raise FormatError(f"config: a defaultdict of {default!r}; expected one of {', '.join(_DEFAULTS)}.")
                 return collections.defaultdict(None if default is None else getattr(builtins, default), pairs)
         raise FormatError(f"config: unknown type of dict {value['type']!r}.")
 
@@ -125,9 +130,8 @@ class Decoder:
         return array.reshape(shape)
 
     def _path(self, value: dict[str, Any]) -> Any:
-        kind = value["type"]
-        pure = kind.startswith("Pure")
-        return getattr(pathlib, kind)(value["$path"]) if pure else pathlib.Path(value["$path"])
+        kinds = {kind.__name__: kind for kind in (pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath)}
+        return kinds.get(value["type"], pathlib.Path)(value["$path"])
 
     def _dataclass(self, value: dict[str, Any]) -> Any:
         # Not through __init__: __post_init__ may derive or check, and has done so when the values were captured.
@@ -148,6 +152,8 @@ class Decoder:
             return self.definition(spec["definition"])
         if spec["keras_layer"] == "Sequential":
             return self._api.keras.Sequential
+        if spec["keras_layer"] in FOREIGN_LAYERS:
+            raise FormatError(f"config names the layer {spec['keras_layer']}, which runs what is not Keras; not read.")
         kind = getattr(self._api.keras.layers, spec["keras_layer"], None)
         if not (isinstance(kind, type) and issubclass(kind, self._api.keras.layers.Layer)):
             raise FormatError(f"config: keras.layers has no layer {spec['keras_layer']!r} (Keras {self._api.version}).")
@@ -159,8 +165,14 @@ class Decoder:
         return self._construct({"$construct": spec})
 
     def _construct(self, value: dict[str, Any]) -> Any:
-        args, kwargs = self.arguments(value["$construct"])
-        return self._class_of(value["$construct"])(*args, **kwargs)
+        spec = value["$construct"]
+        args, kwargs = self.arguments(spec)
+        if "keras_layer" in spec and reads_a_file(spec["keras_layer"], kwargs):
+            raise FormatError(
+                f"config: {spec['keras_layer']} would read its vocabulary from the file {kwargs['vocabulary']!r}, "
+                "which is not in the model. Give the layer its vocabulary as a list before logging."
+            )
+        return self._class_of(spec)(*args, **kwargs)
 
     def arguments(self, spec: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Positional and keyword arguments of a constructor, from what ``Encoder.encode_arguments`` returned."""
@@ -182,8 +194,9 @@ class Decoder:
         return self._symbols[number]
 
     def _from_config(self, value: dict[str, Any]) -> Any:
+        # Of the user's own classes only: the code that reads the configuration is in the verified source.
         spec = value["$from_config"]
-        return self._class_of(spec).from_config(self.decode(spec["config"]))
+        return self.definition(spec["definition"]).from_config(self.decode(spec["config"]))
 
     def _sequential(self, value: dict[str, Any]) -> Any:
         spec = value["$sequential"]
@@ -192,6 +205,9 @@ class Decoder:
 
     def _functional(self, value: dict[str, Any]) -> Any:
         spec = value["$functional"]
+        config = self.decode(spec["config"])
+        if not is_purely_keras(config):
+            raise FormatError("config: a graph names marshalled code, a file or what is not Keras' own; not read.")
         layers = {name: self.decode(item) for name, item in spec["layers"].items()}
 
         class _Decoded:
@@ -204,9 +220,7 @@ class Decoder:
                 layer.name = config["name"]
                 return layer
 
-        return self._api.functional_class.from_config(
-            self.decode(spec["config"]), custom_objects={"_Decoded": _Decoded}
-        )
+        return self._api.functional_class.from_config(config, custom_objects={"_Decoded": _Decoded})
 
     def _object(self, value: dict[str, Any]) -> Any:
         if value["$object"] not in self._objects:

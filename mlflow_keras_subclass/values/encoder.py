@@ -7,7 +7,6 @@ import collections
 import dataclasses
 import enum
 import hashlib
-import importlib
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from mlflow_keras_subclass import recorder
 from mlflow_keras_subclass.errors import CaptureError, Finding
 from mlflow_keras_subclass.keras_api import KerasApi
+from mlflow_keras_subclass.keras_api.configs import is_purely_keras
 
 __all__ = ["Encoder", "EncodingError"]
 
@@ -303,7 +303,7 @@ class _Encoding:
             config = self._api.serialize(value)
         except (TypeError, ValueError, NotImplementedError, AttributeError):
             config = None
-        if config is not None and _purely_keras(config):
+        if config is not None and is_purely_keras(config):
             return {"$keras": config}
         if not self._api.is_layer(value):
             return None
@@ -459,36 +459,9 @@ def _has_plain_state(kind: type) -> bool:
 
 def _serialises_itself(api: KerasApi, layer: Any) -> bool:
     try:
-        return api.is_own(layer) and _purely_keras(api.serialize(layer))
+        return api.is_own(layer) and is_purely_keras(api.serialize(layer))
     except (TypeError, ValueError, NotImplementedError, AttributeError):
         return False
-
-
-def _purely_keras(config: Any) -> bool:
-    """Whether a Keras configuration names nothing but Keras' own classes, and no marshalled code."""
-    if isinstance(config, dict):
-        if config.get("class_name") in ("__lambda__", "Lambda", "TFSMLayer", "TorchModuleWrapper"):
-            return False
-        if "class_name" in config and "module" in config:
-            module = str(config["module"] or "")
-            if config.get("registered_name") not in (None, config["class_name"]) or ">" in str(
-                config["registered_name"]
-            ):
-                return False
-            if not (module == "builtins" or module.split(".")[0] == "keras"):
-                return False
-            if module == "builtins" and config.get("registered_name") == "function":
-                return _is_keras_function_name(config["config"])
-        return all(_purely_keras(item) for item in config.values())
-    if isinstance(config, list | tuple):
-        return all(_purely_keras(item) for item in config)
-    return True
-
-
-def _is_keras_function_name(name: Any) -> bool:
-    keras = importlib.import_module("keras")
-    homes = (keras.activations, keras.losses, keras.metrics, keras.ops, keras.initializers)
-    return isinstance(name, str) and any(hasattr(home, name) for home in homes)
 
 
 def _plain_json(config: Any) -> Any:

@@ -1,19 +1,25 @@
 """What git says of the class's source, in every state a repository can be in; logging never fails because of it."""
 
+import hashlib
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mlflow_keras_subclass.artifacts import provenance
-from mlflow_keras_subclass.artifacts.provenance import GitRecord, SourceClaim
+from mlflow_keras_subclass.artifacts.provenance import GitRecord, OtherRepository, SourceClaim
+from mlflow_keras_subclass.credentials import lines_with_secrets
 from mlflow_keras_subclass.errors import FormatError
 from mlflow_keras_subclass.files import ArtifactWriter
+from mlflow_keras_subclass.patches import Omission, cleaned
 
 SOURCE = "class Net:\n    pass\n"
 
@@ -70,7 +76,12 @@ def test_clean_repository(tmp_path, repository):
         dirty=False,
         repository_of="class",
         sources=(
-            SourceClaim(path="pkg/net.py", blob=git(repository, "rev-parse", "HEAD:pkg/net.py"), status="identical"),
+            SourceClaim(
+                path="pkg/net.py",
+                blob=git(repository, "rev-parse", "HEAD:pkg/net.py"),
+                status="identical",
+                repository=0,
+            ),
         ),
     )
     assert patch == b""
@@ -139,7 +150,7 @@ def test_working_directory_where_the_class_is_in_no_repository(tmp_path, reposit
 
     assert record.repository_of == "working-directory"
     assert record.commit == git(repository, "rev-parse", "HEAD")
-    assert record.sources == (SourceClaim(path="outside.py", blob=None, status="outside-repository"),)
+    assert record.sources == (SourceClaim(path="outside.py", blob=None, status="outside-repository", repository=None),)
 
 
 def test_no_repository(tmp_path):
@@ -267,8 +278,10 @@ def fake_git(folder, script):
     return folder
 
 
-def test_hanging_git_ends_in_time(tmp_path, repository, monkeypatch):
-    path = fake_git(tmp_path / "bin", "exec sleep 60")
+@pytest.mark.parametrize("stub", ["exec sleep 60", "sleep 60"])
+def test_hanging_git_ends_in_time(tmp_path, repository, monkeypatch, stub):
+    """What git itself started is ended with it, or it would keep the pipe open."""
+    path = fake_git(tmp_path / "bin", stub)
     monkeypatch.setenv("PATH", f"{path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(provenance, "_SECONDS", 0.5)
 
@@ -364,6 +377,299 @@ def test_upstream_of_the_branch_comes_before_origin(tmp_path, repository):
     git(repository, "config", "branch.main.remote", "fork")
 
     assert learn(tmp_path, repository / "pkg/net.py")[0].remote_url == "https://example.invalid/fork"
+
+
+KEY = "AKIA" + "IOSFODNN7EXAMPLQ"
+
+
+def test_hunk_with_a_secret_stays_home(tmp_path, repository):
+    """The other hunks of the patch go along, and the record names the lines, never the secret."""
+    lines = [f"line{number} = {number}\n" for number in range(40)]
+    (repository / "other.py").write_text("".join(lines))
+    git(repository, "commit", "-q", "-a", "-m", "second")
+    lines[2] = f'aws = "{KEY}"\n'
+    lines[30] = "changed = True\n"
+    (repository / "other.py").write_text("".join(lines))
+
+    record, patch = learn(tmp_path, repository / "pkg/net.py")
+
+    assert KEY not in json.dumps(record.to_json()) + patch.decode()
+    assert record.omissions == (Omission(path="other.py", first_line=1, last_line=6, reason="secret: AWS Access Key"),)
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(repository), str(clone))
+    subprocess.run(["git", "apply", "-"], cwd=clone, input=patch, check=True)
+    assert "changed = True" in (clone / "other.py").read_text()
+
+
+@pytest.mark.parametrize("where", ["removed", "context", "new file"])
+def test_secret_on_any_side_of_the_patch_is_found(tmp_path, repository, where):
+    (repository / "other.py").write_text(f'aws = "{KEY}"\nx = 1\n')
+    if where != "new file":
+        git(repository, "commit", "-q", "-a", "-m", "second")
+        (repository / "other.py").write_text("x = 1\n" if where == "removed" else f'aws = "{KEY}"\nx = 2\n')
+    else:
+        shutil.move(repository / "other.py", repository / "new.py")
+        git(repository, "add", "-A")
+    (repository / "pkg/net.py").write_text(SOURCE + "# changed\n")
+
+    record, patch = learn(tmp_path, repository / "pkg/net.py")
+
+    assert KEY.encode() not in patch
+    assert b"# changed" in patch
+    assert [item.reason for item in record.omissions] == ["secret: AWS Access Key"]
+
+
+def test_nothing_left_of_the_patch_is_said(tmp_path, repository):
+    (repository / "other.py").write_text("-----BEGIN RSA PRIVATE KEY-----\nabc\n")
+
+    record, patch = learn(tmp_path, repository / "pkg/net.py")
+
+    assert patch == b""
+    assert record.patch_omitted == "nothing of it could be kept"
+    assert record.omissions[0].reason == "secret: Private Key"
+
+
+def test_binary_change_is_left_out_so_that_the_rest_applies(tmp_path, repository):
+    (repository / "data.bin").write_bytes(b"\0\1\2")
+    git(repository, "add", "-A")
+    git(repository, "commit", "-q", "-m", "second")
+    (repository / "data.bin").write_bytes(b"\0\1\3")
+    (repository / "other.py").write_text("x = 2\n")
+
+    record, patch = learn(tmp_path, repository / "pkg/net.py")
+
+    assert record.omissions == (Omission(path="data.bin", first_line=0, last_line=0, reason="binary"),)
+    git(repository, "checkout", "-q", "--", ".")
+    subprocess.run(["git", "apply", "-"], cwd=repository, input=patch, check=True)
+    assert (repository / "other.py").read_text() == "x = 2\n"
+
+
+def test_sections_not_scanned_in_time_are_left_out():
+    patch = b"diff --git a/x.py b/x.py\n--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-x\n+y\n"
+
+    kept, omissions = cleaned(patch, time.monotonic() - 1)
+
+    assert kept == b""
+    assert omissions[0].reason == "not scanned for secrets in time"
+    assert cleaned(patch, time.monotonic() + 60) == (patch, ())
+
+
+def test_content_that_looks_like_the_head_of_a_patch(tmp_path, repository):
+    (repository / "other.py").write_text("x = 1\n++ b/nothing\ndiff --git a/q b/q\n@@ -1 +1 @@\n-- a\n")
+
+    record, patch = learn(tmp_path, repository / "pkg/net.py")
+
+    assert record.omissions == ()
+    git(repository, "checkout", "-q", "--", ".")
+    subprocess.run(["git", "apply", "-"], cwd=repository, input=patch, check=True)
+    assert "@@ -1 +1 @@" in (repository / "other.py").read_text()
+
+
+def test_secret_in_stored_source_is_warned_of_with_its_line(tmp_path, repository, caplog):
+    """The file is stored as it is, since the class comes back from those bytes; the warning shows no secret."""
+    (repository / "pkg/net.py").write_text(f'{SOURCE}aws = "{KEY}"\nok = "{KEY}"  # pragma: allowlist secret\n')
+
+    record, _ = learn(tmp_path, repository / "pkg/net.py")
+
+    assert record.secrets == (Omission(path="net.py", first_line=3, last_line=3, reason="secret: AWS Access Key"),)
+    assert "net.py, line 3, seems to hold a secret (AWS Access Key)" in caplog.text
+    assert KEY not in caplog.text
+
+
+def test_scanning_needs_no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+    assert lines_with_secrets([f'aws = "{KEY}"', "units = 64", 'name = "dense_1"'], "net.py") == {1: "AWS Access Key"}
+
+
+def test_tag_of_the_commit(tmp_path, repository):
+    git(repository, "tag", "v1.0")
+
+    assert learn(tmp_path, repository / "pkg/net.py")[0].tag == "v1.0"
+
+
+def test_ignored_source_is_untracked(tmp_path, repository):
+    (repository / ".gitignore").write_text("secret_net.py\n")
+    git(repository, "add", "-A")
+    git(repository, "commit", "-q", "-m", "ignore")
+    (repository / "secret_net.py").write_text(SOURCE)
+
+    record, _ = learn(tmp_path, repository / "secret_net.py")
+
+    assert (record.sources[0].status, record.dirty) == ("untracked", True)
+
+
+def test_partial_clone_fetches_nothing(tmp_path, repository):
+    """A blob that is not there would be fetched by git, over the network and by any command that is configured."""
+    target, canary = tmp_path / "partial", tmp_path / "canary"
+    git(repository, "config", "uploadpack.allowFilter", "true")
+    git(tmp_path, "clone", "-q", "--no-checkout", "--filter=blob:none", f"file://{repository}", str(target))
+    git(target, "read-tree", "HEAD")
+    git(target, "config", "remote.origin.uploadpack", f"touch {canary}; git-upload-pack")
+    (target / "pkg").mkdir()
+    (target / "pkg/net.py").write_text(SOURCE + "# changed\n")
+    (target / "other.py").write_text("x = 1\n")
+
+    record, _ = learn(tmp_path, target / "pkg/net.py")
+
+    assert not canary.exists()
+    assert record.commit == git(repository, "rev-parse", "HEAD")
+    assert record.sources[0].status == "modified"
+    subprocess.run(["git", "diff", "HEAD"], cwd=target, capture_output=True, check=False, timeout=60)
+    assert canary.exists()
+
+
+def test_superproject_with_a_dirty_submodule(tmp_path, repository):
+    """The class is in the superproject: what is changed in the submodule is not its change."""
+    top = tmp_path / "super"
+    git(tmp_path, "init", "-q", str(top))
+    (top / "net.py").write_text(SOURCE)
+    git(top, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(repository), "sub")
+    git(top, "add", "-A")
+    git(top, "commit", "-q", "-m", "first")
+    (top / "sub/other.py").write_text("x = 2\n")
+
+    record, patch = learn(tmp_path, top / "net.py", top / "sub/other.py")
+
+    assert (record.dirty, patch) == (False, b"")
+    assert [(claim.path, claim.status, claim.repository) for claim in record.sources] == [
+        ("net.py", "identical", 0),
+        ("other.py", "modified", 1),
+    ]
+    assert record.others[0].commit == git(repository, "rev-parse", "HEAD")
+
+
+def test_sources_of_several_repositories(tmp_path, repository):
+    other = tmp_path / "other"
+    git(tmp_path, "init", "-q", str(other))
+    (other / "base.py").write_text(SOURCE)
+    git(other, "add", "-A")
+    git(other, "commit", "-q", "-m", "first")
+    git(other, "remote", "add", "origin", "https://t:SECRET@example.invalid/o/base.git")
+
+    record, _ = learn(tmp_path, repository / "pkg/net.py", other / "base.py")
+
+    assert record.commit == git(repository, "rev-parse", "HEAD")
+    assert [(claim.path, claim.status, claim.repository) for claim in record.sources] == [
+        ("pkg/net.py", "identical", 0),
+        ("base.py", "identical", 1),
+    ]
+    assert record.others == (
+        OtherRepository(commit=git(other, "rev-parse", "HEAD"), remote_url="https://example.invalid/o/base.git"),
+    )
+
+
+def test_bare_repository_as_working_directory(tmp_path):
+    git(tmp_path, "init", "-q", "--bare", "bare.git")
+
+    assert learn(tmp_path, fallback=tmp_path / "bare.git")[0].status == "no-repository"
+
+
+def test_autocrlf_checkout(tmp_path, repository):
+    target = tmp_path / "crlf"
+    git(tmp_path, "clone", "-q", "-c", "core.autocrlf=true", str(repository), str(target))
+    assert b"\r\n" in (target / "pkg/net.py").read_bytes()
+
+    record, _ = learn(tmp_path, target / "pkg/net.py")
+
+    assert record.sources[0].status == "identical-after-filters"
+
+
+def test_folder_that_is_a_link(tmp_path, repository):
+    (tmp_path / "link").symlink_to(repository / "pkg")
+
+    record, _ = learn(tmp_path, tmp_path / "link/net.py")
+
+    assert (record.sources[0].path, record.sources[0].status) == ("pkg/net.py", "identical")
+
+
+def test_path_of_the_repository_outside_ascii(tmp_path, repository):
+    repository.rename(tmp_path / "größe [1] ☃")
+
+    record, _ = learn(tmp_path, tmp_path / "größe [1] ☃/pkg/net.py")
+
+    assert record.sources[0].status == "identical"
+
+
+def test_name_that_git_would_take_for_a_pattern(tmp_path, repository):
+    (repository / "n[e]t*.py").write_text("x = 3\n")
+    git(repository, "add", "-A")
+    git(repository, "commit", "-q", "-m", "second")
+
+    assert learn(tmp_path, repository / "n[e]t*.py")[0].sources[0].status == "identical"
+
+
+def test_file_that_lfs_keeps_elsewhere(tmp_path, repository):
+    """The commit holds a pointer with the digest of the file; git-lfs itself is not needed and not run."""
+    data = SOURCE.encode() * 3
+    digest = hashlib.sha256(data).hexdigest()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(data)}\n"
+    (repository / "big.py").write_text(pointer)
+    git(repository, "add", "-A")
+    git(repository, "commit", "-q", "-m", "pointer")
+    (repository / "big.py").write_bytes(data)
+
+    assert learn(tmp_path, repository / "big.py")[0].sources[0].status == "identical-after-filters"
+    (repository / "big.py").write_bytes(data + b"#\n")
+    assert learn(tmp_path, repository / "big.py")[0].sources[0].status == "modified"
+
+
+def test_huge_tree(tmp_path, repository):
+    """Twenty thousand files that are not tracked are not looked at."""
+    for folder in range(20):
+        (repository / f"data{folder}").mkdir()
+        for number in range(1000):
+            (repository / f"data{folder}/{number}").touch()
+
+    record, _ = learn(tmp_path, repository / "pkg/net.py")
+
+    assert (record.status, record.dirty) == ("ok", False)
+
+
+class TestCheck:
+    """What is claimed can be checked against any clone."""
+
+    def claims(self, tmp_path, repository):
+        (repository / "new.py").write_text("y = 2\n")
+        (repository / "other.py").write_text("x = 2\n")
+        return learn(
+            tmp_path, repository / "pkg/net.py", repository / "new.py", repository / "other.py", tmp_path / "out.py"
+        )[0]
+
+    @pytest.mark.parametrize("bare", [True, False])
+    def test_every_claim_holds(self, tmp_path, repository, bare):
+        record = self.claims(tmp_path, repository)
+        git(tmp_path, "clone", "-q", *(["--bare"] if bare else []), str(repository), "clone")
+
+        checks = provenance.check(record, tmp_path / "clone")
+
+        assert [(item.path, item.result) for item in checks] == [
+            ("pkg/net.py", "confirmed"),
+            ("new.py", "confirmed"),
+            ("other.py", "confirmed"),
+            ("out.py", "not-checkable"),
+        ]
+
+    def test_false_claim_is_refuted(self, tmp_path, repository):
+        record = self.claims(tmp_path, repository)
+        false = [replace(claim, blob="0" * 40, status="identical") for claim in record.sources[:1]]
+        false += [replace(record.sources[1], path="pkg/net.py"), replace(record.sources[2], path="absent.py")]
+
+        checks = provenance.check(replace(record, sources=tuple(false)), repository)
+
+        assert [item.result for item in checks] == ["refuted"] * 3
+        assert checks[0].found == git(repository, "rev-parse", "HEAD:pkg/net.py")
+
+    def test_commit_that_is_not_there(self, tmp_path, repository):
+        record = replace(self.claims(tmp_path, repository), commit="1" * 40)
+
+        checks = provenance.check(record, repository)
+
+        assert {item.result for item in checks} == {"not-checkable"}
+        assert f"commit {'1' * 40} is not in" in checks[0].found
 
 
 @pytest.mark.parametrize("value", [[], {"status": "ok"}, {**GitRecord(status="ok").to_json(), "sources": [{"x": 1}]}])

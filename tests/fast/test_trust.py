@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from mlflow_keras_subclass.errors import FormatError, IntegrityError, UntrustedCodeError
+from mlflow_keras_subclass.errors import FormatError, IntegrityError, KerasSubclassError, UntrustedCodeError
 from mlflow_keras_subclass.files import ArtifactWriter
 from mlflow_keras_subclass.manifest import Manifest, Versions, write_manifest
-from mlflow_keras_subclass.trust import PICKLE_VARIABLE, TrustPolicy, VerifiedModel, verify
+from mlflow_keras_subclass.trust import PICKLE_VARIABLE, TrustPolicy, VerifiedModel, sign, verify
 
 NAMES = ("class.cloudpickle", "config.json", "source/pkg/net.py", "state.safetensors")
 
@@ -145,7 +145,10 @@ def test_expected_manifest_digest_is_the_anchor(root):
     digest = hashlib.sha256((root / "keras_subclass/manifest.json").read_bytes()).hexdigest()
     verify(root, TrustPolicy(manifest_sha256=digest))
 
-    with pytest.raises(IntegrityError, match=f"expected the manifest with sha256 {'0' * 64}, got {digest}"):
+    with pytest.raises(
+        IntegrityError,
+        match=f"expected the manifest with sha256 {'0' * 64}, as the trust policy names it, got {digest}",
+    ):
         verify(root, TrustPolicy(manifest_sha256="0" * 64))
 
 
@@ -169,7 +172,156 @@ def test_environment_forbids_pickles_whatever_the_caller_allows(monkeypatch):
     TrustPolicy().check_code("source", pickled=False)
 
 
-def test_caller_forbids_code():
-    with pytest.raises(UntrustedCodeError, match="trust policy forbids"):
-        TrustPolicy(allow_code=False).check_code("source", pickled=False)
-    TrustPolicy(allow_code=False).check_code("import", pickled=False)
+def test_never_means_neither_code_nor_imports_by_name():
+    for form in ("cloudpickle", "source", "import"):
+        with pytest.raises(UntrustedCodeError, match=rf"level 'never', stored as {form}.*custom_objects="):
+            TrustPolicy(level="never").check_code(form, pickled=False)
+
+
+def test_caller_forbids_pickles_only():
+    with pytest.raises(UntrustedCodeError, match="is a pickle"):
+        TrustPolicy(allow_pickle=False).check_code("cloudpickle", pickled=True)
+    TrustPolicy(allow_pickle=False).check_code("source", pickled=False)
+
+
+def test_policy_of_the_environment(monkeypatch, tmp_path):
+    assert TrustPolicy.from_environment() == TrustPolicy()
+
+    monkeypatch.setenv("MLFLOW_KERAS_SUBCLASS_TRUST", " Known ")
+    monkeypatch.setenv("MLFLOW_KERAS_SUBCLASS_MANIFEST_SHA256", "AB" * 32)
+    monkeypatch.setenv("MLFLOW_KERAS_SUBCLASS_PUBLIC_KEY", str(tmp_path / "key.pem"))
+
+    assert TrustPolicy.from_environment() == TrustPolicy(
+        level="known", manifest_sha256="ab" * 32, public_key=str(tmp_path / "key.pem")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"level": "nevr"}, "expected one of code, known, never, got 'nevr'"),
+        ({"level": ""}, "got ''"),
+        ({"level": "known"}, "'known' needs something to know the model by"),
+        ({"manifest_sha256": "ABCD"}, "expected 64 hexadecimal digits, got 'ABCD'"),
+        ({"manifest_sha256": ""}, "expected 64 hexadecimal digits, got ''"),
+    ],
+)
+def test_policy_that_would_not_protect_is_refused(arguments, text):
+    """A misspelt level or an empty digest must not mean that anything goes."""
+    with pytest.raises(KerasSubclassError, match=text):
+        TrustPolicy(**arguments)
+
+
+def test_known_is_not_satisfied_by_what_the_model_says_of_itself(root):
+    digest = hashlib.sha256((root / "keras_subclass/manifest.json").read_bytes()).hexdigest()
+
+    with pytest.raises(IntegrityError, match="as the trust policy names it"):
+        verify(root, TrustPolicy(level="known", manifest_sha256="0" * 64), recorded_sha256=digest)
+    with pytest.raises(IntegrityError, match="as MLmodel names it"):
+        verify(root, TrustPolicy(level="known", manifest_sha256=digest), recorded_sha256="0" * 64)
+
+
+@pytest.mark.parametrize("added", ["code/evil.py", "code/pkg/__init__.py"])
+def test_code_that_was_added_is_refused(root, added):
+    (root / added).parent.mkdir(parents=True, exist_ok=True)
+    (root / added).write_text("")
+
+    with pytest.raises(IntegrityError, match=f"{added} is not in manifest"):
+        verify(root, TrustPolicy())
+
+
+def test_linked_code_folder_is_refused(root, tmp_path_factory):
+    (root / "code").symlink_to(tmp_path_factory.mktemp("elsewhere"))
+
+    with pytest.raises(IntegrityError, match=r"code is not in manifest\.json"):
+        verify(root, TrustPolicy())
+
+
+def test_caches_that_python_writes_beside_code_are_no_change(root):
+    (root / "code/pkg/__pycache__").mkdir(parents=True)
+    (root / "code/pkg/__pycache__/m.cpython-311.pyc").write_bytes(b"")
+
+    verify(root, TrustPolicy())
+
+
+class TestSignatures:
+    """By keys made here, without a network."""
+
+    @pytest.fixture(scope="class")
+    def keys(self, tmp_path_factory):
+        pytest.importorskip("model_signing.signing", reason="the extra [signing] is not installed")
+        ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec")
+        from cryptography.hazmat.primitives import serialization as form
+
+        folder = tmp_path_factory.mktemp("keys")
+        for name in ("mine", "other"):
+            key = ec.generate_private_key(ec.SECP256R1())
+            private = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+            public = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+            (folder / f"{name}.key").write_bytes(private)
+            (folder / f"{name}.pub").write_bytes(public)
+        return folder
+
+    def test_signed_model_is_known(self, root, keys):
+        assert sign(root, private_key=keys / "mine.key") == root / "keras_subclass.sig.json"
+
+        verify(root, TrustPolicy(level="known", public_key=keys / "mine.pub"))
+        verify(root, TrustPolicy())
+
+    def test_other_tools_of_the_format_read_it(self, root, keys):
+        from model_signing import verifying
+
+        sign(root, private_key=keys / "mine.key")
+
+        config = verifying.Config().use_elliptic_key_verifier(public_key=keys / "mine.pub")
+        config.set_ignore_unsigned_files(True).verify(root, root / "keras_subclass.sig.json")
+
+    def test_unsigned_model_is_refused(self, root, keys):
+        with pytest.raises(IntegrityError, match=r"keras_subclass\.sig\.json is missing: the trust policy demands"):
+            verify(root, TrustPolicy(public_key=keys / "mine.pub"))
+
+    def test_signature_of_somebody_else_is_refused(self, root, keys):
+        sign(root, private_key=keys / "other.key")
+
+        with pytest.raises(IntegrityError, match=r"is not a signature of keras_subclass/manifest\.json by the owner"):
+            verify(root, TrustPolicy(public_key=keys / "mine.pub"))
+
+    @pytest.mark.parametrize("recomputed", [False, True])
+    def test_files_changed_after_signing_are_refused(self, root, keys, recomputed):
+        """With all digests recomputed, too: that is what a signature is for."""
+        sign(root, private_key=keys / "mine.key")
+        flip(root / "keras_subclass/state.safetensors")
+        if recomputed:
+            manifest = root / "keras_subclass/manifest.json"
+            old = hashlib.sha256(b"content of state.safetensors").hexdigest()
+            new = hashlib.sha256((root / "keras_subclass/state.safetensors").read_bytes()).hexdigest()
+            manifest.write_text(manifest.read_text().replace(old, new))
+            verify(root, TrustPolicy())
+
+        with pytest.raises(IntegrityError, match=r"is not a signature|changed: keras_subclass/state"):
+            verify(root, TrustPolicy(public_key=keys / "mine.pub"))
+
+    def test_damaged_signature_is_refused(self, root, keys):
+        file = sign(root, private_key=keys / "mine.key")
+        whole = file.read_bytes()
+        for data in (b"", b"{}", b"[]", whole[:-1], whole.replace(b"payload", b"pay"), b"\xff" + whole):
+            file.write_bytes(data)
+            with pytest.raises(IntegrityError, match="is not a signature"):
+                verify(root, TrustPolicy(public_key=keys / "mine.pub"))
+
+    def test_changed_model_is_not_signed(self, root, keys):
+        flip(root / "keras_subclass/config.json")
+
+        with pytest.raises(IntegrityError, match=r"changed: keras_subclass/config\.json"):
+            sign(root, private_key=keys / "mine.key")
+        assert not (root / "keras_subclass.sig.json").exists()
+
+    def test_key_that_is_none_is_named(self, root, keys, tmp_path_factory):
+        key = tmp_path_factory.mktemp("keys") / "no.key"
+        key.write_text("no key")
+
+        with pytest.raises(KerasSubclassError, match=r"no\.key cannot be used"):
+            sign(root, private_key=key)
+        sign(root, private_key=keys / "mine.key")
+        with pytest.raises(KerasSubclassError, match=r"no\.key cannot be used"):
+            verify(root, TrustPolicy(public_key=key))
