@@ -81,6 +81,7 @@ class ModelFacts:
     manifest: Manifest
     manifest_sha256: str
     summary: str
+    inferred_arguments: bool
     serialization_format: str
     routes: Mapping[str, str]
     user_modules: tuple[str, ...]
@@ -171,6 +172,7 @@ class _Write:
             manifest=manifest,
             manifest_sha256=write_manifest(self._writer.directory, manifest),
             summary=summary,
+            inferred_arguments=document["constructor"].get("inferred", False),
             serialization_format=definitions.record.serialization_format,
             routes=definitions.record.routes,
             user_modules=tuple(sorted({module.name.partition(".")[0] for module in definitions.record.modules})),

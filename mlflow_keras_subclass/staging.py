@@ -20,11 +20,11 @@ import yaml
 from mlflow.models import Model, ModelSignature
 
 from mlflow_keras_subclass import model_dir, proof
-from mlflow_keras_subclass.artifacts import environment, loader, report
+from mlflow_keras_subclass.artifacts import config, environment, loader, report
 from mlflow_keras_subclass.artifacts import signature as signatures
 from mlflow_keras_subclass.artifacts.report import Card, TensorRow
 from mlflow_keras_subclass.artifacts.signature import Example
-from mlflow_keras_subclass.errors import KerasSubclassError
+from mlflow_keras_subclass.errors import CaptureError, KerasSubclassError, ProofError
 from mlflow_keras_subclass.manifest import CODE_DIR, DATA_DIR
 from mlflow_keras_subclass.model_dir import ModelFacts
 from mlflow_keras_subclass.outputs import named_specs
@@ -158,8 +158,7 @@ def stage(request: Request, root: Path) -> Staged:
         include_optimizer=request.include_optimizer,
     )
     options, served_spec = rehearse(request.model, facts, options, None if example is None else example.data)
-    if request.prove is True:
-        facts = proof.prove(root, facts, forced=request.serialization_format is not None)
+    facts = _proven(request, root, facts)
     staged = Staged(
         root=root,
         facts=facts,
@@ -173,6 +172,21 @@ def stage(request: Request, root: Path) -> Staged:
         signatures.write_example(root, Model(), example, facts.input_spec)
     _write_environment(request, staged)
     return staged
+
+
+def _proven(request: Request, root: Path, facts: ModelFacts) -> ModelFacts:
+    """The facts with the proof, if one was asked for; arguments that were guessed are refused unless proven."""
+    if request.prove is not True:
+        if facts.inferred_arguments:
+            raise CaptureError(config.unknown_arguments(type(request.model)))
+        return facts
+    try:
+        return proof.prove(root, facts, forced=request.serialization_format is not None)
+    except ProofError as error:
+        if facts.inferred_arguments:
+            message = config.unknown_arguments(type(request.model))
+            raise CaptureError(f"{message}\nAttributes of the same names are not what it needs: {error}") from None
+        raise
 
 
 def _check(request: Request) -> None:

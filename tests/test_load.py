@@ -260,14 +260,22 @@ class Net(keras.Model):
         self.scale = rate
     def call(self, x):
         return self.dense(x) * self.scale
+class Keeps(Net):
+    def __init__(self, units, rate=0.5, width=1):
+        super().__init__(units * width, rate)
+        self.units, self.rate = units, rate
+class Changes(Net):
+    def __init__(self, units):
+        super().__init__(units)
+        self.units = units * 2
 X = np.ones((2, 3), "float32")
-net = Net(4, rate=2.0)
-net(X)
+net, kept, changed = Net(4, rate=2.0), Keeps(4, rate=2.0), Changes(4)
+net(X), kept(X), changed(X)
 import mlflow_keras_subclass as mks
 try:
     mks.save_model(net, sys.argv[1])
 except mks.CaptureError as error:
-    print(error)
+    print(str(error).replace(chr(10), " "))
 for wrong in ({"unit": 4}, {"units": 5}):
     try:
         mks.save_model(net, sys.argv[1], config=wrong, input_example=X)
@@ -275,17 +283,30 @@ for wrong in ({"unit": 4}, {"units": 5}):
         print(type(error).__name__, str(error).replace(chr(10), " "))
 mks.save_model(net, sys.argv[1], config={"units": 4, "rate": 2.0}, input_example=X)
 print(np.array_equal(mks.load_model(sys.argv[1])(X), net(X)))
+for model in (changed, kept):
+    try:
+        mks.save_model(model, sys.argv[1] + "-inferred", prove=model is not kept)
+    except mks.CaptureError as error:
+        print(str(error).replace(chr(10), " "))
+mks.save_model(kept, sys.argv[1] + "-inferred")
+print(np.array_equal(mks.load_model(sys.argv[1] + "-inferred")(X), kept(X)))
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "m")], capture_output=True, text=True, timeout=300, check=True
     )
 
-    first, unbound, unequal, equal = done.stdout.strip().splitlines()
+    first, unbound, unequal, equal, other, unproven, inferred = done.stdout.strip().splitlines()
     assert 'pass config={"units": …, "rate": …}' in first
-    assert unbound.startswith("CaptureError config: does not fit Net(units, rate=0.5)")
+    assert unbound.startswith("CaptureError")
+    assert "does not fit Net(units, rate=0.5)" in unbound
     assert unequal.startswith("ProofError Net was written but does not come back as it is")
     assert "dense.kernel is float32 (3, 5), was float32 (3, 4)" in unequal
     assert equal == "True"
+    assert 'pass config={"units": …}' in other
+    assert "Attributes of the same names are not what it needs: Changes was written" in other
+    assert 'pass config={"units": …, "rate": …, "width": …}' in unproven
+    assert inferred == "True"
+    assert json.loads((tmp_path / "m-inferred/keras_subclass/config.json").read_text())["constructor"]["inferred"]
 
 
 def test_nothing_in_the_process_changes(saved, wrapping):

@@ -16,7 +16,15 @@ from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.specs import InputSpec, Structure, structure_from_json, structure_to_json
 from mlflow_keras_subclass.values import Decoder, Encoder, EncodingError
 
-__all__ = ["capture_compile", "capture_constructor", "compile_model", "construct", "read_specs", "specs_to_json"]
+__all__ = [
+    "capture_compile",
+    "capture_constructor",
+    "compile_model",
+    "construct",
+    "read_specs",
+    "specs_to_json",
+    "unknown_arguments",
+]
 
 
 def capture_constructor(
@@ -25,7 +33,10 @@ def capture_constructor(
     """How to construct ``model`` again, as JSON.
 
     In this order: ``config`` as the caller states it; the ``get_config`` of the exact class (an inherited one lacks
-    the child's arguments), if it covers the recorded arguments; the arguments recorded when the model was built.
+    the child's arguments), if it covers the recorded arguments; the arguments recorded when the model was built; for a
+    model built before the recorder was there, the attributes named like the arguments. The last are a guess, marked
+    ``inferred``: whoever calls this must have it proven.
+
     Keras' automatic config of a Model subclass is never used: Keras 3.0 to 3.15.1 puts the defaults in it.
 
     Raises:
@@ -43,7 +54,13 @@ def capture_constructor(
     if own is not None:
         return {"source": "get_config", "definition": definition, "config": encoder.encode(own, "get_config()")}
     if arguments is None:
-        raise CaptureError(_unknown_arguments(kind))
+        inferred = _inferred(model)
+        return {
+            "source": "config",
+            "inferred": True,
+            "definition": definition,
+            "config": encoder.encode(inferred, "argument"),
+        }
     return {"source": "arguments", "definition": definition, **encoder.encode_arguments(model, "argument")}
 
 
@@ -103,7 +120,22 @@ def _as_keras_hands_over(api: KerasApi, config: dict[str, Any]) -> dict[str, Any
     return handed
 
 
-def _unknown_arguments(kind: type) -> str:
+def _inferred(model: Any) -> dict[str, Any]:
+    """The constructor's arguments from attributes of the same names; an argument left out has its default."""
+    kind, found = type(model), {}
+    for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:  # type: ignore[misc]
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        attribute = next((item for item in (name, f"_{name}") if item in vars(model)), None)
+        if attribute is not None and parameter.kind is not parameter.POSITIONAL_ONLY:
+            found[name] = vars(model)[attribute]
+        elif parameter.default is parameter.empty:
+            raise CaptureError(unknown_arguments(kind))
+    return found
+
+
+def unknown_arguments(kind: type) -> str:
+    """The refusal for a model whose constructor's arguments are not known, with the ``config=`` to pass."""
     signature = inspect.signature(kind.__init__)  # type: ignore[misc]
     names = [
         name
