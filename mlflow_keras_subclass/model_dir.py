@@ -195,7 +195,7 @@ class _Write:
         document = {
             "layers": structure.capture_layers(self._api, tree, self._encoder),
             "attributes": structure.capture_attributes(tree, self._encoder),
-            "vocabularies": state.write_vocabularies(tree, self._writer),
+            "vocabularies": state.write_vocabularies(self._api, tree, self._writer),
             "optimizers": state.write_optimizers(self._api, tree, self._writer) if self._include_optimizer else {},
         }
         self._writer.write_json(STRUCTURE_FILE, document)
@@ -314,9 +314,8 @@ def _probe(example: Any, inputs: InputSpec) -> Arrays:
 def _output_spec(api: KerasApi, model: Any, inputs: InputSpec | None) -> Structure | None:
     if inputs is None:
         return None
-    args, kwargs = inputs.map(lambda spec: api.keras.KerasTensor(spec.shape, dtype=spec.dtype))
     try:
-        return observe(model.compute_output_spec(*args, **kwargs), "float32")
+        return observe(api.symbolic_outputs(model, inputs), "float32")
     except Exception:
         # The user's call may need concrete values. The spec is information for the signature, which then has none.
         return None
@@ -577,7 +576,7 @@ class _Rebuild:
     def _settle(self, model: Any, tree: ModelTree, variables: Sequence[VariableRecord]) -> ModelTree:
         """All that must be in place before the variables: vocabularies, variables made in a call, flags, order."""
         records = self._structure["layers"]
-        state.restore_vocabularies(self._verified, self._structure["vocabularies"], tree)
+        state.restore_vocabularies(self._api, self._verified, self._structure["vocabularies"], tree)
         tree = self._walk(model)
         inputs, _ = config.read_specs(self._config)
         if inputs is not None and any(item.path not in tree.variables for item in variables if item.kind != "metric"):

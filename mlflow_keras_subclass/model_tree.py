@@ -103,7 +103,7 @@ class _Walk:
         self._tree = ModelTree()
         self._seen: dict[int, Any] = {}
         self._queue: collections.deque[tuple[str, Any, str]] = collections.deque()
-        self._stateful: dict[int, bool] = {}
+        self._wrapped: dict[int, Any] = {}
 
     def run(self, model: Any) -> ModelTree:
         self._add("", model, "layer")
@@ -120,6 +120,7 @@ class _Walk:
 
     def _add(self, path: str, value: Any, kind: str) -> None:
         """Queue ``value`` unless it is known; variables and optimizers have nothing below them."""
+        value = self._wrapped.get(id(value), value)
         if id(value) in self._seen:
             return
         self._seen[id(value)] = value
@@ -142,23 +143,28 @@ class _Walk:
         self._tree.owners[path] = value
         if self._api.is_layer(value):
             self._tree.layers[path] = value
-            if self._holds_vocabulary(value):
+            self._wrapped.update(self._api.wrapped_variables(value))
+            if self._api.holds_vocabulary(value):
                 self._tree.vocabularies[path] = value
             self._visit_attributes(path, value, "layer")
             if self._api.is_optimizer(getattr(value, "optimizer", None)):
                 self._add(_join(path, "optimizer"), value.optimizer, "layer")
         elif self._api.is_metric(value):
             self._visit_attributes(path, value, "metric")
-        elif self._is_seed_generator(value):
+        elif self._api.is_seed_generator(value):
             self._add(_join(path, "state"), value.state, "seed")
         else:
             self._visit_other(path, value, "metric" if kind == "metric" else "untracked")
 
     def _visit_attributes(self, path: str, owner: Any, kind: str) -> None:
-        hidden = self._api.internal_attributes if self._api.is_layer(owner) else frozenset()
-        for name in sorted(vars(owner)):
+        hidden = self._api.hidden_attributes(owner)
+        attributes = self._api.attributes(owner)
+        for name in sorted(attributes):
             if name not in hidden and not name.startswith(_TRACKING_PREFIXES):
-                self._visit_child(_join(path, name), vars(owner)[name], kind, owner, name, is_item=False)
+                self._visit_child(_join(path, name), attributes[name], kind, owner, name, is_item=False)
+        for name, buffer in self._api.buffers(owner).items():
+            self._tree.variables[_join(path, name)] = buffer
+            self._tree.kinds[_join(path, name)] = kind
         if self._api.is_metric(owner):
             for variable in owner.variables:
                 self._add(_join(path, _identifier(variable.name)), variable, "metric")
@@ -199,13 +205,6 @@ class _Walk:
                 self._add(_join(path, f"variables[{number}]"), variable, "layer")
         return len(self._seen) > before
 
-    def _holds_vocabulary(self, layer: Any) -> bool:
-        layers = self._api.keras.layers
-        return isinstance(layer, layers.StringLookup | layers.IntegerLookup)
-
-    def _is_seed_generator(self, value: Any) -> bool:
-        return isinstance(value, self._api.keras.random.SeedGenerator)
-
     def _is_stateful(self, value: Any) -> bool:
         """Whether state can be reached through ``value``: through containers, user objects and closures only."""
         return self._search(value, set())
@@ -214,7 +213,7 @@ class _Walk:
         api = self._api
         if api.is_layer(value) or api.is_variable(value) or api.is_optimizer(value) or api.is_metric(value):
             return True
-        if self._is_seed_generator(value):
+        if self._api.is_seed_generator(value) or self._api.buffers(value):
             return True
         if id(value) in active or isinstance(value, type | types.ModuleType | str | bytes | int | float):
             return False
@@ -230,13 +229,11 @@ class _Walk:
             if not self._api.is_own(value):
                 yield from (item for _, item in _enclosed(value))
         elif hasattr(value, "__dict__") and self._is_open(type(value)):
-            yield from vars(value).values()
+            yield from self._api.attributes(value).values()
 
     def _is_open(self, kind: type) -> bool:
-        """Whether instances are looked into: of the user's classes, and of ``tf.Module`` and its like."""
-        if self._is_user_defined(kind):
-            return True
-        return any(base.__module__ == "tensorflow.python.module.module" for base in kind.__mro__)
+        """Whether instances are looked into: of the user's classes, and modules of the backend."""
+        return self._is_user_defined(kind) or self._api.is_open(kind)
 
 
 def _items(value: Any) -> list[tuple[Any, Any]] | None:

@@ -1,27 +1,16 @@
 """Every model of the zoo comes back exactly in a process without its source, or was refused when it was logged."""
 
-import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from zoo import names_of_cases
 
 HERE = Path(__file__).parent
-
-
-def names_of_cases():
-    """The cases by name, found without importing Keras."""
-    found = []
-    for path in sorted((HERE / "zoo").glob("*.py")):
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef):
-                for decorator in node.decorator_list:
-                    if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "case":
-                        refused = any(keyword.arg == "refused" for keyword in decorator.keywords)
-                        found.append((node.name, refused))
-    return found
+BACKEND = os.environ.get("KERAS_BACKEND", "tensorflow")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +25,7 @@ def verdicts(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize(("name", "refused"), names_of_cases())
+@pytest.mark.parametrize(("name", "refused"), names_of_cases(BACKEND))
 def test_comes_back_exactly_or_is_refused(verdicts, name, refused):
     """State, trainable flags, and predictions natively and through the pyfunc are bit for bit those of the original."""
     if refused:

@@ -1,4 +1,4 @@
-"""Logs or loads the zoo in a process of its own: ``python -I zoo_runner.py log|load FOLDER FORMAT``.
+"""Logs or loads the zoo in a process of its own: ``python -I zoo_runner.py log|load FOLDER FORMAT [CASE …]``.
 
 ``log`` writes one model directory for each case and the reference outputs of the live model beside it; ``load`` runs
 where the zoo cannot be imported, and prints a JSON object with one verdict for each case.
@@ -21,12 +21,16 @@ from mlflow_keras_subclass.outputs import flattened  # noqa: E402
 
 def as_called(inputs):
     import keras
+
+    return keras.tree.map_structure(
+        lambda item: text(item) if str(getattr(item, "dtype", "")) == "object" else item, inputs
+    )
+
+
+def text(array):
     import tensorflow as tf
 
-    def convert(item):
-        return tf.constant(item.tolist()) if str(getattr(item, "dtype", "")) == "object" else item
-
-    return keras.tree.map_structure(convert, inputs)
+    return tf.constant(array.tolist())
 
 
 def flat(api, outputs):
@@ -51,16 +55,17 @@ def differences(expected, got):
     return f"outputs {', '.join(wrong)} differ" if wrong else ""
 
 
-def log(folder, serialization_format):
+def log(folder, serialization_format, only):
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
     import keras
-    from zoo import CASES
+    from zoo import CASES, modules
 
-    for module in sorted(pathlib.Path(__file__).parent.glob("zoo/[a-z]*.py")):
-        importlib.import_module(f"zoo.{module.stem}")  # which registers its cases
-
+    for name, _ in modules(keras.backend.backend()):
+        importlib.import_module(f"zoo.{name}")  # registers its cases
     verdicts = {}
     for name, case in CASES.items():
+        if only and name not in only:
+            continue
         keras.utils.set_random_seed(7)
         try:
             verdicts[name] = log_case(folder / name, case, serialization_format)
@@ -123,6 +128,6 @@ def load_case(path):
 
 
 if __name__ == "__main__":
-    mode, target, form = sys.argv[1:]
-    result = log(pathlib.Path(target), form) if mode == "log" else load(pathlib.Path(target))
+    mode, target, form, *cases = sys.argv[1:]
+    result = log(pathlib.Path(target), form, cases) if mode == "log" else load(pathlib.Path(target))
     pathlib.Path(target, f"{mode}.json").write_text(json.dumps(result))

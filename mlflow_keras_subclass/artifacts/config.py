@@ -86,15 +86,11 @@ def _own_config(api: KerasApi, model: Any, arguments: recorder.Arguments | None)
         if arguments is None:
             raise
         return None
-    if arguments is not None and _overrides_from_config(api, kind) is False and not _covers(kind, config, arguments):
+    if arguments is not None and not api.overrides_from_config(kind) and not _covers(kind, config, arguments):
         return None
-    if _overrides_from_config(api, kind):
+    if api.overrides_from_config(kind):
         return _as_keras_hands_over(api, config)
     return config
-
-
-def _overrides_from_config(api: KerasApi, kind: type) -> bool:
-    return kind.from_config.__func__ is not api.keras.Model.from_config.__func__  # type: ignore[attr-defined]
 
 
 def _covers(kind: type, config: Mapping[str, Any], arguments: recorder.Arguments) -> bool:
@@ -186,7 +182,7 @@ def _called(constructor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def capture_compile(api: KerasApi, model: Any, encoder: Encoder) -> dict[str, Any] | None:
     """The arguments of ``compile()`` as JSON, or ``None`` if the model is not compiled."""
-    if not getattr(model, "compiled", False):
+    if not api.is_compiled(model):
         return None
     arguments = recorder.compile_arguments(model)
     if arguments is None:
@@ -198,14 +194,13 @@ def capture_compile(api: KerasApi, model: Any, encoder: Encoder) -> dict[str, An
 
 
 def _keras_compile_config(api: KerasApi, model: Any) -> dict[str, Any]:
-    if type(model).compile is not api.keras.Model.compile:
+    if api.overrides_compile(type(model)):
         raise EncodingError(
             "compile()",
             f"{type(model).__qualname__} overrides compile, and was compiled before mlflow_keras_subclass was "
             "imported, so that its arguments are not known. Import it first, or compile the model again",
         )
-    # Private: the only place that keeps the arguments as they are; get_compile_config() returns them serialised.
-    return {key: item for key, item in model._compile_config.config.items() if item is not None}
+    return {key: item for key, item in api.compile_config(model).items() if item is not None}
 
 
 def compile_model(model: Any, compiled: Mapping[str, Any] | None, decoder: Decoder) -> None:

@@ -151,9 +151,7 @@ def restore_variables(
             dtype = api.shape_and_dtype(tree.variables[path])[1]
             api.assign(tree.variables[path], value if item.dtype == dtype else value.astype(dtype))
     for layer in tree.layers.values():
-        # Normalization and its like derive tensors from their variables.
-        if api.is_own(layer) and layer.built and hasattr(layer, "finalize_state"):
-            layer.finalize_state()
+        api.finalize_state(layer)
 
 
 def compare_values(api: KerasApi, records: Iterable[VariableRecord], tree: ModelTree) -> None:
@@ -184,14 +182,14 @@ def _compare_variables(api: KerasApi, expected: Mapping[str, VariableRecord], tr
 # --- vocabularies
 
 
-def write_vocabularies(tree: ModelTree, writer: ArtifactWriter) -> dict[str, str]:
+def write_vocabularies(api: KerasApi, tree: ModelTree, writer: ArtifactWriter) -> dict[str, str]:
     """Write the vocabulary of each lookup layer as JSON; returns its file by layer path.
 
     Keras stores them as lines of text, which changes terms that hold a line separator, and loses a trailing empty one.
     """
     files = {}
     for number, (path, layer) in enumerate(tree.vocabularies.items()):
-        terms = [_term(term) for term in layer.get_vocabulary(include_special_tokens=True)]
+        terms = [_term(term) for term in api.vocabulary(layer)]
         files[path] = f"{VOCABULARIES_DIR}/{number}.json"
         writer.write_json(files[path], {"layer": path, "terms": terms})
     return files
@@ -201,16 +199,16 @@ def _term(term: Any) -> Any:
     return term.decode("utf-8") if isinstance(term, bytes) else term if isinstance(term, str) else int(term)
 
 
-def restore_vocabularies(verified: VerifiedModel, files: Mapping[str, str], tree: ModelTree) -> None:
+def restore_vocabularies(api: KerasApi, verified: VerifiedModel, files: Mapping[str, str], tree: ModelTree) -> None:
     """Set the vocabulary of each lookup layer; ``RebuildError`` if the layer is not there."""
     for path, name in files.items():
         if path not in tree.vocabularies:
             raise RebuildError(f"{path}: the rebuilt model has no lookup layer there to take its vocabulary.")
         layer, terms = tree.vocabularies[path], verified.read_json(name)["terms"]
-        current = [_term(term) for term in layer.get_vocabulary(include_special_tokens=True)]
+        current = [_term(term) for term in api.vocabulary(layer)]
         if current != terms:
             _set_vocabulary(layer, terms)
-        restored = [_term(term) for term in layer.get_vocabulary(include_special_tokens=True)]
+        restored = [_term(term) for term in api.vocabulary(layer)]
         if restored != terms:
             raise RebuildError(f"{path}: the vocabulary could not be set: {len(restored)} terms of {len(terms)}.")
 
@@ -232,27 +230,20 @@ def write_optimizers(api: KerasApi, tree: ModelTree, writer: ArtifactWriter) -> 
     sources: dict[str, TensorSource] = {}
     records: dict[str, Any] = {}
     for path, optimizer in tree.optimizers.items():
-        trained = _trained_variables(optimizer)
-        unknown = [variable.path for variable in trained if id(variable) not in paths]
+        trained, variables = api.trained_variables(optimizer), api.optimizer_variables(optimizer)
+        unknown = [api.name_of(variable) for variable in trained if id(variable) not in paths]
         if unknown:
             raise CaptureError(
                 f"{path}: the optimizer trains {', '.join(unknown[:4])}, which is no variable of the model. Keep what "
                 "it trains as an attribute of the model."
             )
-        keys = [f"{path}/{number}" for number in range(len(optimizer.variables))]
-        sources.update({key: _source(api, item) for key, item in zip(keys, optimizer.variables, strict=True)})
-        records[path] = {"built": bool(optimizer.built), "trains": [paths[id(variable)] for variable in trained]}
+        keys = [f"{path}/{number}" for number in range(len(variables))]
+        sources.update({key: _source(api, item) for key, item in zip(keys, variables, strict=True)})
+        records[path] = {"count": len(keys), "trains": [paths[id(variable)] for variable in trained]}
     digests = write_tensors(writer, OPTIMIZER_FILE, sources) if sources else {}
     for path, record in records.items():
-        count = len(tree.optimizers[path].variables)
-        record["sha256"] = [digests[f"{path}/{number}"] for number in range(count)]
+        record["sha256"] = [digests[f"{path}/{number}"] for number in range(record.pop("count"))]
     return records
-
-
-def _trained_variables(optimizer: Any) -> list[Any]:
-    # Private: no public list of the variables that an optimizer was built on, and in which order.
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    return list(getattr(inner, "_trainable_variables", ())) if optimizer.built else []
 
 
 def restore_optimizers(api: KerasApi, verified: VerifiedModel, records: Mapping[str, Any], tree: ModelTree) -> None:
@@ -275,18 +266,18 @@ def _restore_optimizer(
     api: KerasApi, tensors: TensorFile, path: str, record: Mapping[str, Any], tree: ModelTree
 ) -> None:
     optimizer = tree.optimizers[path]
-    if record["built"] and not optimizer.built:
-        optimizer.build([tree.variables[name] for name in record["trains"]])
-    if len(optimizer.variables) != len(record["sha256"]):
+    if record["trains"]:
+        api.build_optimizer(optimizer, [tree.variables[name] for name in record["trains"]])
+    variables = api.optimizer_variables(optimizer)
+    if len(variables) != len(record["sha256"]):
         raise RebuildError(
-            f"{path}: the rebuilt optimizer has {len(optimizer.variables)} variables, "
-            f"{len(record['sha256'])} are stored."
+            f"{path}: the rebuilt optimizer has {len(variables)} variables, {len(record['sha256'])} are stored."
         )
-    for number, (variable, sha256) in enumerate(zip(optimizer.variables, record["sha256"], strict=True)):
+    for number, (variable, sha256) in enumerate(zip(variables, record["sha256"], strict=True)):
         value = tensors.read(f"{path}/{number}", sha256=sha256)
         shape, dtype = api.shape_and_dtype(variable)
         if shape != value.shape or dtype != value.dtype.name:
             raise RebuildError(
-                f"{path}: variable {variable.path} is {dtype} {shape}, stored is {value.dtype} {value.shape}."
+                f"{path}: variable {api.name_of(variable)} is {dtype} {shape}, stored is {value.dtype} {value.shape}."
             )
         api.assign(variable, value)

@@ -61,7 +61,7 @@ def _capture_layer(api: KerasApi, path: str, layer: Any, encoder: Encoder) -> di
     record: dict[str, Any] = {
         "class": _class_name(layer),
         "name": layer.name,
-        "scope": layer.path.rpartition("/")[0] if layer.path else "",
+        "scope": api.scope(layer),
         "built": bool(layer.built),
         "dtype_policy": api.dtype_policy(layer),
         "trainable": bool(layer.trainable),
@@ -122,14 +122,14 @@ def _build_layer(api: KerasApi, layer: Any, path: str, record: Mapping[str, Any]
     """Prepare and build one layer; whether there may be new layers below it."""
     if layer.name != record["name"]:
         # Automatic names count up through a process; variables are named after them.
-        layer.name = record["name"]
+        api.rename(layer, record["name"])
     if not layer.built and api.dtype_policy(layer) != record["dtype_policy"]:
         api.set_dtype_policy(layer, record["dtype_policy"])
     if not record["built"] or layer.built or api.has_default_build(layer):
         return False
     before = len(vars(layer)), len(api.sublayers(layer))
     try:
-        with _name_scopes(api, record["scope"]):
+        with api.name_scopes(record["scope"]):
             if "build_config" in record:
                 layer.build_from_config(decoder.decode(record["build_config"]))
             else:
@@ -145,7 +145,7 @@ def _build_layer(api: KerasApi, layer: Any, path: str, record: Mapping[str, Any]
 def _finish_default_build(api: KerasApi, layer: Any, record: Mapping[str, Any], decoder: Decoder) -> None:
     arguments = decoder.decode(record["build"])
     if arguments and api.has_default_build(layer) and set(arguments) == {"input_shape"}:
-        with _name_scopes(api, record["scope"]):
+        with api.name_scopes(record["scope"]):
             layer.build(**arguments)
     api.mark_built(layer)
 
@@ -194,14 +194,6 @@ def put_layers(records: Mapping[str, Any], tree: ModelTree, decoder: Decoder, pa
         place = tree.place(path)
         if place is not None and records[path]["constructor"] is not None:
             place.replace(layer_at(path))
-
-
-@contextlib.contextmanager
-def _name_scopes(api: KerasApi, scope: str) -> Any:
-    with contextlib.ExitStack() as stack:
-        for name in scope.split("/") if scope else ():
-            stack.enter_context(api.keras.name_scope(name))
-        yield
 
 
 def compare_layers(records: Mapping[str, Any], tree: ModelTree) -> None:

@@ -1,12 +1,11 @@
 """Which Keras configurations may be read: those that name nothing but Keras' own classes and functions.
 
 Keras' safe mode has been left by several ways since 2024, so that it is the second line here and not the first. What
-a model needs beyond this comes as a definition, from its own verified source. Imports Keras when it is asked.
+a model needs beyond this comes as a definition, from its own verified source. Imports nothing.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 __all__ = ["FOREIGN_LAYERS", "is_purely_keras", "reads_a_file"]
@@ -17,8 +16,8 @@ _NOT_DATA = FOREIGN_LAYERS | {"Lambda", "__lambda__"}
 _LOOKUPS = frozenset({"IntegerLookup", "StringLookup", "TextVectorization"})
 
 
-def is_purely_keras(config: Any) -> bool:
-    """Whether a Keras configuration names nothing but Keras' own classes, no marshalled code and no file."""
+def is_purely_keras(keras: Any, config: Any) -> bool:
+    """Whether a configuration names nothing but classes of the package ``keras``, no marshalled code and no file."""
     if isinstance(config, dict):
         name = config.get("class_name")
         if name in _NOT_DATA or reads_a_file(name, config.get("config")):
@@ -28,13 +27,13 @@ def is_purely_keras(config: Any) -> bool:
             registered = config.get("registered_name")
             if registered not in (None, name) or ">" in str(registered):
                 return False
-            if not (module == "builtins" or module.split(".")[0] == "keras"):
+            if not (module == "builtins" or module.split(".")[0] == keras.__name__):
                 return False
             if module == "builtins" and registered == "function":
-                return _is_keras_function_name(config.get("config"))
-        return all(is_purely_keras(item) for item in config.values())
+                return _is_keras_function_name(keras, config.get("config"))
+        return all(is_purely_keras(keras, item) for item in config.values())
     if isinstance(config, list | tuple):
-        return all(is_purely_keras(item) for item in config)
+        return all(is_purely_keras(keras, item) for item in config)
     return True
 
 
@@ -43,7 +42,6 @@ def reads_a_file(layer: Any, arguments: Any) -> bool:
     return layer in _LOOKUPS and isinstance(arguments, dict) and isinstance(arguments.get("vocabulary"), str)
 
 
-def _is_keras_function_name(name: Any) -> bool:
-    keras = importlib.import_module("keras")
-    homes = (keras.activations, keras.losses, keras.metrics, keras.ops, keras.initializers)
+def _is_keras_function_name(keras: Any, name: Any) -> bool:
+    homes = (keras.activations, keras.losses, keras.metrics, getattr(keras, "ops", None), keras.initializers)
     return isinstance(name, str) and any(hasattr(home, name) for home in homes)

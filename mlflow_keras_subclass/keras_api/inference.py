@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_keras_subclass.specs import InputSpec
+from mlflow_keras_subclass.specs import ArraySpec, InputSpec
 
 if TYPE_CHECKING:
-    from mlflow_keras_subclass.keras_api import KerasApi
+    from mlflow_keras_subclass.keras_api.common import KerasApi
 
 __all__ = ["compiled"]
 
@@ -42,12 +42,15 @@ def compiled(
     base = api.keras.Model
     if type(model).predict is not base.predict:
         return _serialised(api, lambda args, kwargs: model.predict(*args, **kwargs), device)
-    call = _step(model) if type(model).predict_step is not base.predict_step else _plain(model)
+    if type(model).predict_step is base.predict_step:
+        call = _plain(api, model)
+    else:
+        call = _stateless_step(model) if api.backend == "jax" and _takes_state(model) else _step(model)
     if input_spec is not None and not getattr(model, "run_eagerly", False):
         if api.backend == "tensorflow":
             return _tensorflow(api, call, input_spec, device=device, jit_compile=jit_compile)
-        if api.backend == "jax" and type(model).predict_step is base.predict_step:
-            return _jax(api, model, device)
+        if api.backend == "jax":
+            return _jax(api, model, call, input_spec, device)
     return _eager(api, call, device)
 
 
@@ -58,19 +61,33 @@ def _named(api: KerasApi, method: Any, device: str | None) -> Call:
     return _eager(api, lambda args, kwargs: method(*args, **kwargs, **fixed), device)
 
 
-def _plain(model: Any) -> Call:
-    return lambda args, kwargs: (
-        model(*args, **kwargs, training=False) if _takes_training(model) else model(*args, **kwargs)
-    )
-
-
-def _takes_training(model: Any) -> bool:
-    return bool(getattr(model, "_call_has_training_arg", True))
+def _plain(api: KerasApi, model: Any) -> Call:
+    takes_training = api.takes_training(model)
+    return lambda args, kwargs: model(*args, **kwargs, training=False) if takes_training else model(*args, **kwargs)
 
 
 def _step(model: Any) -> Call:
     # predict_step receives what the data adapter yields: a tuple of which x is the first.
-    return lambda args, kwargs: model.predict_step((args[0],) if len(args) == 1 and not kwargs else (tuple(args),))
+    def step(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return model.predict_step((args[0],) if len(args) == 1 and not kwargs else (tuple(args),))
+
+    return step
+
+
+def _stateless_step(model: Any) -> Call:
+    # With JAX, Keras hands predict_step the state and expects the new one.
+    def step(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        state = [[variable.value for variable in group] for group in _groups(model)]
+        outputs, changed = model.predict_step(state, (args[0],) if len(args) == 1 and not kwargs else (tuple(args),))
+        for variable, value in zip(model.non_trainable_variables, changed, strict=True):
+            variable.assign(value)
+        return outputs
+
+    return step
+
+
+def _takes_state(model: Any) -> bool:
+    return len(inspect.signature(model.predict_step).parameters) > 1
 
 
 def _tensorflow(api: KerasApi, call: Call, spec: InputSpec, *, device: str | None, jit_compile: bool) -> Call:
@@ -102,21 +119,41 @@ def _tensorflow(api: KerasApi, call: Call, spec: InputSpec, *, device: str | Non
     return run
 
 
-def _jax(api: KerasApi, model: Any, device: str | None) -> Call:
+def _jax(api: KerasApi, model: Any, call: Call, spec: InputSpec, device: str | None) -> Call:
     jax = importlib.import_module("jax")
+    variables = list(model.variables)
 
-    def stateless(trainable: Any, other: Any, args: Any, kwargs: Any) -> Any:
-        outputs, _ = model.stateless_call(trainable, other, *args, **kwargs, training=False)
-        return outputs
+    def stateless(values: Any, args: Any, kwargs: Any) -> Any:
+        scope = api.keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
+        with scope:
+            outputs = call(args, kwargs)
+        now = [scope.get_current_value(variable) for variable in variables]
+        changed = {n: new for n, (new, old) in enumerate(zip(now, values, strict=True)) if new is not old}
+        return outputs, changed
 
     jitted = jax.jit(stateless)
 
     def run(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         with api.device(device):
-            state = [[variable.value for variable in group] for group in _groups(model)]
-            return _to_numpy(api, jitted(*state, tuple(args), dict(kwargs)))
+            values = [variable.value for variable in variables]
+            outputs, changed = jitted(values, tuple(args), dict(kwargs))
+            for number, value in changed.items():
+                variables[number].assign(value)
+            return _to_numpy(api, outputs)
 
+    try:
+        args, kwargs = spec.map(_placeholder)
+        with api.device(device):
+            jax.eval_shape(stateless, [variable.value for variable in variables], args, kwargs)
+    except Exception as error:
+        # A call that needs Python values cannot be traced; run as its author ran it.
+        _logger.warning("The call cannot be compiled and runs eagerly: %s", error)
+        return _eager(api, call, device)
     return run
+
+
+def _placeholder(leaf: ArraySpec) -> np.ndarray[Any, Any]:
+    return np.zeros(leaf.observed or tuple(2 if size is None else size for size in leaf.shape), leaf.dtype)
 
 
 def _groups(model: Any) -> tuple[list[Any], list[Any]]:
@@ -125,9 +162,8 @@ def _groups(model: Any) -> tuple[list[Any], list[Any]]:
 
 def _eager(api: KerasApi, call: Call, device: str | None) -> Call:
     def run(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        convert = api.keras.ops.convert_to_tensor
         with api.device(device), _no_gradients(api.backend):
-            tensors = api.keras.tree.map_structure(convert, (tuple(args), dict(kwargs)))
+            tensors = api.map_structure(api.tensor, (tuple(args), dict(kwargs)))
             return _to_numpy(api, call(*tensors))
 
     return run
@@ -151,7 +187,7 @@ def _no_gradients(backend: str) -> Any:
 
 
 def _to_numpy(api: KerasApi, outputs: Any) -> Any:
-    return api.keras.tree.map_structure(lambda value: _array(api, value), outputs)
+    return api.map_structure(lambda value: _array(api, value), outputs)
 
 
 def _array(api: KerasApi, value: Any) -> Any:
@@ -159,7 +195,7 @@ def _array(api: KerasApi, value: Any) -> Any:
         return value
     if hasattr(value, "to_list") and hasattr(value, "row_splits"):
         return np.array(value.to_list(), dtype=object)
-    array = np.asarray(value if isinstance(value, np.ndarray) else api.keras.ops.convert_to_numpy(value))
+    array = np.asarray(value if isinstance(value, np.ndarray) else api.value(value))
     if array.dtype == object:
         decode = np.vectorize(lambda item: item.decode("utf-8") if isinstance(item, bytes) else item, otypes=[object])
         return decode(array) if array.size else array

@@ -14,7 +14,7 @@ import numpy as np
 
 from mlflow_keras_subclass.errors import ClassDefinitionError, FormatError
 from mlflow_keras_subclass.keras_api import KerasApi
-from mlflow_keras_subclass.keras_api.configs import FOREIGN_LAYERS, is_purely_keras, reads_a_file
+from mlflow_keras_subclass.keras_api.configs import FOREIGN_LAYERS, reads_a_file
 
 __all__ = ["Decoder"]
 
@@ -150,12 +150,10 @@ class Decoder:
     def _class_of(self, spec: dict[str, Any]) -> Any:
         if "definition" in spec:
             return self.definition(spec["definition"])
-        if spec["keras_layer"] == "Sequential":
-            return self._api.keras.Sequential
         if spec["keras_layer"] in FOREIGN_LAYERS:
             raise FormatError(f"config names the layer {spec['keras_layer']}, which runs what is not Keras; not read.")
-        kind = getattr(self._api.keras.layers, spec["keras_layer"], None)
-        if not (isinstance(kind, type) and issubclass(kind, self._api.keras.layers.Layer)):
+        kind = self._api.layer_class(spec["keras_layer"])
+        if kind is None:
             raise FormatError(f"config: keras.layers has no layer {spec['keras_layer']!r} (Keras {self._api.version}).")
         return kind
 
@@ -200,15 +198,15 @@ class Decoder:
 
     def _sequential(self, value: dict[str, Any]) -> Any:
         spec = value["$sequential"]
-        inputs = [self._api.keras.Input(batch_shape=item["shape"], dtype=item["dtype"]) for item in spec["inputs"]]
-        return self._api.keras.Sequential([*inputs, *self._items(spec["layers"])], name=spec["name"])
+        inputs = [(item["shape"], item["dtype"]) for item in spec["inputs"]]
+        return self._api.sequential(inputs, self._items(spec["layers"]), spec["name"])
 
     def _functional(self, value: dict[str, Any]) -> Any:
         spec = value["$functional"]
         config = self.decode(spec["config"])
-        if not is_purely_keras(config):
+        if not self._api.is_purely_own(config):
             raise FormatError("config: a graph names marshalled code, a file or what is not Keras' own; not read.")
-        layers = {name: self.decode(item) for name, item in spec["layers"].items()}
+        api, layers = self._api, {name: self.decode(item) for name, item in spec["layers"].items()}
 
         class _Decoded:
             """Stands in the graph's description for a layer that was decoded already."""
@@ -217,10 +215,10 @@ class Decoder:
             def from_config(cls, config: dict[str, Any]) -> Any:
                 layer = layers[config["name"]]
                 # The graph finds its layers by name, and automatic names differ from process to process.
-                layer.name = config["name"]
+                api.rename(layer, config["name"])
                 return layer
 
-        return self._api.functional_class.from_config(config, custom_objects={"_Decoded": _Decoded})
+        return api.functional_class.from_config(config, custom_objects={"_Decoded": _Decoded})
 
     def _object(self, value: dict[str, Any]) -> Any:
         if value["$object"] not in self._objects:
@@ -247,7 +245,7 @@ class Decoder:
         "$ellipsis": lambda self, value: Ellipsis,
         "$array": lambda self, value: self._array(value["$array"]),
         "$scalar": lambda self, value: self._array(value["$scalar"])[()],
-        "$tensor": lambda self, value: self._api.keras.ops.convert_to_tensor(self._array(value["$tensor"])),
+        "$tensor": lambda self, value: self._api.tensor(self._array(value["$tensor"])),
         "$dtype": lambda self, value: np.dtype(value["$dtype"]),
         "$tf_dtype": lambda self, value: self._tensorflow("dtypes").as_dtype(value["$tf_dtype"]),
         "$shape": lambda self, value: self._tensorflow("TensorShape")(value["$shape"]),

@@ -18,7 +18,6 @@ import numpy as np
 from mlflow_keras_subclass import recorder
 from mlflow_keras_subclass.errors import CaptureError, Finding
 from mlflow_keras_subclass.keras_api import KerasApi
-from mlflow_keras_subclass.keras_api.configs import is_purely_keras
 
 __all__ = ["Encoder", "EncodingError"]
 
@@ -295,7 +294,7 @@ class _Encoding:
     def _own_keras_object(self, value: Any, where: str) -> Any:
         if id(value) in self._symbols:
             return {"$symbol": self._symbols[id(value)]}
-        if isinstance(value, self._api.keras.KerasTensor | self._api.keras.Variable):
+        if self._api.is_symbolic(value) or self._api.is_variable(value):
             raise EncodingError(
                 where, f"a {type(value).__name__} is no value that can be stored; pass its shape or value"
             )
@@ -303,7 +302,7 @@ class _Encoding:
             config = self._api.serialize(value)
         except (TypeError, ValueError, NotImplementedError, AttributeError):
             config = None
-        if config is not None and is_purely_keras(config):
+        if config is not None and self._api.is_purely_own(config):
             return {"$keras": config}
         if not self._api.is_layer(value):
             return None
@@ -424,7 +423,7 @@ class _Encoding:
 
 
 def _symbolic(api: KerasApi, value: Any) -> Iterator[Any]:
-    if isinstance(value, api.keras.KerasTensor):
+    if api.is_symbolic(value):
         yield value
     elif isinstance(value, Mapping | list | tuple):
         for item in value.values() if isinstance(value, Mapping) else value:
@@ -459,7 +458,7 @@ def _has_plain_state(kind: type) -> bool:
 
 def _serialises_itself(api: KerasApi, layer: Any) -> bool:
     try:
-        return api.is_own(layer) and is_purely_keras(api.serialize(layer))
+        return api.is_own(layer) and api.is_purely_own(api.serialize(layer))
     except (TypeError, ValueError, NotImplementedError, AttributeError):
         return False
 

@@ -14,6 +14,8 @@ from zoo import case
 from zoo.arguments import X, called
 from zoo.patterns import SEQUENCES
 
+BACKENDS = ("tensorflow",)
+
 VOCABULARY = {"color": ["red", "green"], "size": ["s", "m", "l"]}
 NUMERIC = ["age", "wage"]
 CLASSES = 3

@@ -9,6 +9,8 @@ import tensorflow as tf
 from zoo import case
 from zoo.arguments import X, called
 
+BACKENDS = ("tensorflow",)
+
 SIZE = 4
 WIDTHS = [3, 5]
 FREQUENCIES = {"low": {"minimum": 1.0, "maximum": 10.0}}

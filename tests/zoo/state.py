@@ -2,7 +2,6 @@
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from zoo import case
 from zoo.arguments import X, called
@@ -18,7 +17,7 @@ class Counting(keras.Model):
         self.history = []
 
     def call(self, x):
-        return self.activation(self.dense(x) + self.table) * self.threshold
+        return self.activation(keras.ops.add(self.dense(x), self.table)) * self.threshold
 
 
 @case()
@@ -66,7 +65,7 @@ class RandomMask(keras.Model):
     def __init__(self):
         super().__init__()
         self.mask = np.random.rand(4).astype("float32")
-        self.noise = tf.random.normal((4,))
+        self.noise = keras.random.normal((4,))
         self.dense = keras.layers.Dense(3)
 
     def call(self, x):
@@ -140,7 +139,7 @@ class Count(keras.metrics.Metric):
         self.total.assign_add(self.scale)
 
     def result(self):
-        return self.total
+        return keras.ops.convert_to_tensor(self.total)
 
 
 @case()
@@ -186,56 +185,20 @@ def stateful_rnn():
     return model, (x,)
 
 
-class Text(keras.Model):
-    def __init__(self, mode="int"):
-        super().__init__()
-        self.vectorize = keras.layers.TextVectorization(max_tokens=50, output_mode=mode, standardize=None, split=None)
-        self.lookup = keras.layers.StringLookup()
-        self.dense = keras.layers.Dense(2)
-
-    def call(self, texts):
-        counted = keras.ops.cast(self.vectorize(texts), "float32")
-        index = keras.ops.cast(self.lookup(texts), "float32")
-        return self.dense(counted) + keras.ops.reshape(index, (-1, 1))
-
-
-TEXTS = np.array([["a"], ["b c"], ["line\u2028separator"], ["x\x85y"], ["with\nnewline"]], dtype=object)
-
-
-def adapted(mode):
-    model = Text(mode)
-    model.vectorize.adapt(TEXTS[:, 0])
-    model.lookup.adapt(TEXTS[:, 0])
-    model(tf.constant(TEXTS.tolist()))
-    return model, (TEXTS,)
-
-
-@case()
-def vocabulary_with_line_separators():
-    return adapted("int")
-
-
-@case()
-def tf_idf_vocabulary():
-    return adapted("tf_idf")
-
-
-class Adapted(keras.Model):
+class Normalized(keras.Model):
     def __init__(self):
         super().__init__()
         self.normalize = keras.layers.Normalization()
-        self.bins = keras.layers.Discretization(num_bins=4)
         self.dense = keras.layers.Dense(2)
 
     def call(self, x):
-        return self.dense(self.normalize(x)) + keras.ops.cast(self.bins(x), "float32")[:, :2]
+        return self.dense(self.normalize(x))
 
 
 @case()
-def adapted_normalization_and_discretization():
-    model = Adapted()
+def adapted_normalization():
+    model = Normalized()
     model.normalize.adapt(X)
-    model.bins.adapt(X)
     return called(model, X)
 
 
@@ -294,30 +257,6 @@ class Derived(keras.Model):
 @case()
 def value_derived_from_a_seeded_initializer():
     return called(Derived(), X)
-
-
-class Custom(keras.Model):
-    def __init__(self, units):
-        super().__init__()
-        self.dense = keras.layers.Dense(units)
-
-    def call(self, x):
-        return self.dense(x)
-
-    def train_step(self, data):
-        x, y = data
-        with tf.GradientTape() as tape:
-            loss = keras.ops.mean((self(x, training=True) - y) ** 2)
-        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
-        return {"loss": loss}
-
-
-@case()
-def custom_train_step():
-    model = Custom(2)
-    model.compile("adam")
-    model.fit(X, np.ones((6, 2), "float32"), verbose=0)
-    return model, (X,)
 
 
 class PredictStep(keras.Model):

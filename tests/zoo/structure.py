@@ -1,11 +1,9 @@
 """Where models keep their layers, and how these are built."""
 
 import collections
-import dataclasses
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from zoo import case
 from zoo.arguments import X, called
@@ -142,63 +140,6 @@ def set_of_layers():
     return called(SetOfLayers(), X)
 
 
-class Holder:
-    def __init__(self):
-        self.dense = keras.layers.Dense(3)
-
-
-@dataclasses.dataclass
-class Parts:
-    first: object
-    second: object
-
-
-class Untracked(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.holder = Holder()
-        self.parts = Parts(keras.layers.Dense(3), tf.Variable(2.0))
-        inner = keras.layers.Dense(2)
-        self.apply_inner = lambda x: inner(x)
-
-    def call(self, x):
-        return self.apply_inner(self.parts.first(self.holder.dense(x)) * self.parts.second)
-
-
-@case()
-def layers_in_objects_and_closures():
-    model, inputs = called(Untracked(), X)
-    model.parts.second.assign(5.0)
-    return model, inputs
-
-
-class Module(tf.Module):
-    def __init__(self):
-        super().__init__()
-        self.w = tf.Variable(tf.random.normal((4, 3)))
-
-    def __call__(self, x):
-        return x @ self.w
-
-
-class RawTensorFlow(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.module = Module()
-        self.token = tf.Variable(tf.random.normal((1, 3)), name="token")
-        self.frozen = tf.Variable(2.0, trainable=False)
-
-    def call(self, x):
-        return (self.module(x) + self.token) * self.frozen
-
-
-@case()
-def raw_variables_and_modules():
-    model, inputs = called(RawTensorFlow(), X)
-    model.frozen.assign(3.0)
-    return model, inputs
-
-
 class Shared(keras.Model):
     def __init__(self):
         super().__init__()
@@ -313,46 +254,6 @@ class KeywordCall(keras.Model):
 def call_with_keywords():
     model = KeywordCall()
     model(X, bias=np.ones((6, 1), "float32"))
-    return model, ()
-
-
-class Gan(keras.Model):
-    def __init__(self, latent):
-        super().__init__()
-        self.generator = keras.Sequential([keras.Input((latent,)), keras.layers.Dense(4)])
-        self.discriminator = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-
-    def compile(self, d_optimizer, g_optimizer, loss_fn):
-        super().compile()
-        self.d_optimizer = d_optimizer
-        self.g_optimizer = g_optimizer
-        self.loss_fn = loss_fn
-        self.d_metric = keras.metrics.Mean(name="d")
-
-    def train_step(self, data):
-        noise = tf.random.normal((tf.shape(data)[0], 2))
-        with tf.GradientTape() as tape:
-            loss = self.loss_fn(tf.zeros((1, 1)), self.discriminator(self.generator(noise)))
-        self.d_optimizer.apply_gradients(
-            zip(
-                tape.gradient(loss, self.discriminator.trainable_weights),
-                self.discriminator.trainable_weights,
-                strict=True,
-            )
-        )
-        self.d_metric.update_state(loss)
-        return {"d": self.d_metric.result()}
-
-
-@case()
-def gan_without_call():
-    model = Gan(2)
-    model.compile(
-        d_optimizer=keras.optimizers.Adam(0.01),
-        g_optimizer=keras.optimizers.SGD(0.02),
-        loss_fn=keras.losses.BinaryCrossentropy(from_logits=True),
-    )
-    model.fit(X, verbose=0)
     return model, ()
 
 
