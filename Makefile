@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast lint format comparison clean
+.PHONY: bench bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-jax test-torch lint format comparison clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -48,6 +48,32 @@ test: $(READY)  ## All tests
 test-fast: $(READY)  ## The tests that need no Keras, in seconds
 	$(BIN)/python -m pytest tests/fast
 
+# Each backend has an environment of its own, without the others. pip and not uv for torch: pip takes a CPU build where
+# one is at hand, and the version is one that has it.
+.venvs/jax/.ready: pyproject.toml
+	$(PYTHON) -m venv .venvs/jax
+	.venvs/jax/bin/python -m pip install --quiet uv
+	.venvs/jax/bin/uv pip install --quiet --python .venvs/jax/bin/python -e '.[jax]' pytest
+	touch $@
+
+.venvs/torch/.ready: pyproject.toml
+	$(PYTHON) -m venv .venvs/torch
+	.venvs/torch/bin/python -m pip install --quiet uv torch==2.13.0
+	.venvs/torch/bin/uv pip install --quiet --python .venvs/torch/bin/python -e . pytest
+	touch $@
+
+.venvs/tf-keras/.ready: pyproject.toml
+	$(PYTHON) -m venv .venvs/tf-keras
+	.venvs/tf-keras/bin/python -m pip install --quiet uv
+	.venvs/tf-keras/bin/uv pip install --quiet --python .venvs/tf-keras/bin/python -e '.[tf-keras]' pytest
+	touch $@
+
+test-jax: .venvs/jax/.ready  ## The zoo with Keras on JAX
+	KERAS_BACKEND=jax .venvs/jax/bin/python -m pytest tests/test_zoo.py
+
+test-torch: .venvs/torch/.ready  ## The zoo with Keras on torch
+	KERAS_BACKEND=torch .venvs/torch/bin/python -m pytest tests/test_zoo.py
+
 bench: bench-predict bench-start bench-serve  ## All benchmarks, ratios against MLflow's own flavors
 
 bench-predict: $(READY)  ## predict: latency, bulk, overhead, traces, memory
@@ -72,4 +98,4 @@ comparison: $(READY)  ## Write docs/comparison.md: this flavor beside MLflow's a
 	$(BIN)/python benchmarks/comparison.py
 
 clean:  ## Remove what make and the demo made
-	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf $(VENV) .venvs demo .mypy_cache .ruff_cache .pytest_cache dist
