@@ -8,13 +8,17 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import os
+import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
@@ -48,17 +52,46 @@ _logger = logging.getLogger(__name__)
 
 
 class _Prepared:
-    """What ``Model.log`` takes for a flavor: its ``save_model`` moves the staged files, by rename, and ends them."""
+    """What ``Model.log`` takes for a flavor: its ``save_model`` links the staged files to where MLflow wants them."""
 
     def __init__(self, staged: Staged) -> None:
         self._staged = staged
+        self.model_id: str | None = None
 
     def save_model(self, path: str, mlflow_model: Model, **_: Any) -> None:
-        root = Path(path)
-        root.mkdir(parents=True, exist_ok=True)
-        for item in sorted(self._staged.root.iterdir()):
-            shutil.move(item, root / item.name)
-        self._staged.complete(root, mlflow_model)
+        self.model_id = mlflow_model.model_id
+        # Links and no moves: MLflow removes its directory when an upload fails, and the model must outlive that.
+        shutil.copytree(self._staged.root, path, dirs_exist_ok=True, copy_function=_link)
+        self._staged.complete(Path(path), mlflow_model)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _keep(staged: Staged, prepared: _Prepared, error: Exception, *, filled: bool) -> None:
+    """After a failure to log: no model that looks ready, and the path of a complete one on this machine."""
+    kept = Path(tempfile.mkdtemp(prefix="mlflow-keras-subclass-not-logged-")) / "model"
+    shutil.move(staged.root, kept)
+    staged.complete(kept, Model())
+    _logger.error(
+        "The model was not logged: %s. It is complete in %s; load it from there, or log it again.", _shown(error), kept
+    )
+    if prepared.model_id is not None and not filled:
+        try:
+            mlflow.MlflowClient().finalize_logged_model(prepared.model_id, LoggedModelStatus.FAILED)
+        except (
+            Exception
+        ) as second:  # The server that refused the files may be gone; the first error is the one to tell.
+            _logger.warning("The logged model %s could not be marked as failed: %s", prepared.model_id, second)
+
+
+def _shown(error: Exception) -> str:
+    """The text of an error without user and password of the URLs in it."""
+    return re.sub(r"://[^/@\s]*@", "://", f"{type(error).__name__}: {error}")
 
 
 def save_model(
@@ -156,9 +189,14 @@ def save_model(
     target.parent.mkdir(parents=True, exist_ok=True)
     with scratch(target.parent) as root:
         stage(request, root).complete(root, described)
-        if target.exists():
-            target.rmdir()
-        root.rename(target)
+        try:
+            if target.exists():
+                target.rmdir()
+            root.rename(target)
+        except OSError:
+            # Another process may have written there in the meantime; then the error says so.
+            _refuse_occupied(target)
+            raise
 
 
 def log_model(
@@ -267,22 +305,27 @@ def log_model(
         if model_config is not None:
             kwargs["model_config"] = str(model_config) if isinstance(model_config, Path) else model_config
         all_tags, all_params = _tags(staged, tags, prove), _params(staged, params)
-        info: ModelInfo = Model.log(
-            artifact_path=artifact_path,
-            name=name,
-            flavor=_Prepared(staged),
-            flavor_name=FLAVOR_NAME,
-            registered_model_name=registered_model_name,
-            await_registration_for=await_registration_for,
-            metadata=None if metadata is None else dict(metadata),
-            params=all_params,
-            tags=all_tags,
-            model_type=model_type,
-            step=step,
-            model_id=model_id,
-            serialization_format=staged.facts.serialization_format,
-            **kwargs,
-        )
+        prepared = _Prepared(staged)
+        try:
+            info: ModelInfo = Model.log(
+                artifact_path=artifact_path,
+                name=name,
+                flavor=prepared,
+                flavor_name=FLAVOR_NAME,
+                registered_model_name=registered_model_name,
+                await_registration_for=await_registration_for,
+                metadata=None if metadata is None else dict(metadata),
+                params=all_params,
+                tags=all_tags,
+                model_type=model_type,
+                step=step,
+                model_id=model_id,
+                serialization_format=staged.facts.serialization_format,
+                **kwargs,
+            )
+        except Exception as error:
+            _keep(staged, prepared, error, filled=model_id is not None)
+            raise
         undo.pop_all()
     _describe(info, staged, all_tags, all_params, filled=model_id is not None)
     if later is not None:

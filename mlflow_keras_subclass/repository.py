@@ -42,6 +42,8 @@ _SAFE_CONFIG = (
     "diff.mnemonicPrefix=false",
 )
 _NO_NETWORK = ("protocol.allow=never",)
+# The environment belongs to the process: one thread changes and restores it at a time.
+_ENVIRONMENT = threading.Lock()
 
 
 class GitFailed(Exception):  # noqa: N818 - an answer, not an error
@@ -96,7 +98,7 @@ def git(
 
 
 def _start(folder: Path, command: list[str], environment: dict[str, str]) -> Any:
-    with _neutral_environment():
+    with _ENVIRONMENT, _neutral_environment():
         gitpython = importlib.import_module("git")
         try:
             return gitpython.Git(str(folder)).execute(command, as_process=True, env=environment, start_new_session=True)

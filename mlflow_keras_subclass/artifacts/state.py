@@ -147,6 +147,13 @@ def restore_variables(
     with verified.open(STATE_FILE) as (file, size):
         tensors = TensorFile(file, size, STATE_FILE)
         for path, item in expected.items():
+            # The same bytes under another dtype or shape are another value.
+            shape, stored_as = tensors.arrays.get(path, (item.shape, item.dtype))
+            if (shape, stored_as) != (item.shape, item.dtype):
+                raise FormatError(
+                    f"{STATE_FILE}: {path!r} is {stored_as} {shape}; {WEIGHTS_TABLE_FILE} says {item.dtype} "
+                    f"{item.shape}. Download the model again, or log it again if it was edited."
+                )
             value = tensors.read(path, sha256=item.sha256)
             dtype = api.shape_and_dtype(tree.variables[path])[1]
             api.assign(tree.variables[path], value if item.dtype == dtype else value.astype(dtype))

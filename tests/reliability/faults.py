@@ -1,0 +1,33 @@
+"""Makes the N-th change of the file system below a folder fail, or kills the process there."""
+
+import os
+import sys
+import threading
+
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+class Faults:
+    """Something happens at the N-th change of the file system below one folder. An audit hook cannot be removed."""
+
+    def __init__(self):
+        self.folder = self.action = None
+        self.count = self.at = 0
+        sys.addaudithook(self)
+
+    def __call__(self, event, arguments):
+        if self.folder is None or threading.get_ident() != self.thread:
+            return
+        changes = event in ("os.rename", "os.mkdir") or (event == "open" and (arguments[2] or 0) & WRITES)
+        if changes and str(arguments[0]).startswith(self.folder):
+            self.count += 1
+            if self.count == self.at:
+                self.action()
+
+    def arm(self, folder, at, action):
+        self.count, self.at, self.action, self.thread = 0, at, action, threading.get_ident()
+        self.folder = str(folder)
+
+    def disarm(self):
+        self.folder = None
+        return self.count

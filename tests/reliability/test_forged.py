@@ -1,0 +1,208 @@
+"""Artifacts changed together with all their digests: what a digest in the same place cannot find.
+
+Either the model that the description says, or one of our errors; no code that a description names is imported, no
+file that it names is opened, and no model comes back whose predictions differ without an error where the model has
+an anchor. The tests of signatures and pinned digests are in tests/fast/test_trust.py.
+"""
+
+import hashlib
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+import yaml
+from forgery import edit_json, forged, reseal
+from mlflow.exceptions import MlflowException
+
+import mlflow_keras_subclass as mks
+
+CLASS = "keras_subclass/class.cloudpickle"
+X = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+
+
+class Net(keras.Model):
+    def __init__(self, units, layer=None, policy=None):
+        super().__init__()
+        self.dense = keras.layers.Dense(units, activation="relu")
+        self.layer = layer or keras.layers.Dropout(0.5)
+
+    def call(self, x):
+        return self.layer(self.dense(x))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    keras.utils.set_random_seed(2)
+    model = Net(5, keras.layers.Dense(5))
+    model(X)
+    path = tmp_path_factory.mktemp("saved") / "net"
+    mks.save_model(model, path, prove=False)
+    digest = hashlib.sha256((path / "keras_subclass/manifest.json").read_bytes()).hexdigest()
+    return path, np.asarray(model(X)), digest
+
+
+def argument(value):
+    """Put ``value`` in the place of the layer among the constructor's arguments."""
+
+    def change(content):
+        spec = content["constructor"]
+        spec["args"][1:2] = [value]
+
+    return edit_json("config.json", change)
+
+
+LAMBDA = {
+    "module": "builtins",
+    "class_name": "function",
+    "config": {"class_name": "__lambda__", "config": {"value": ["4wEAAAA=", None, None]}},
+}
+
+
+def keras_config(name, config, module="keras.layers"):
+    return {"$keras": {"module": module, "class_name": name, "config": config, "registered_name": None}}
+
+
+UNSAFE = {
+    "46 Lambda": keras_config("Lambda", {"name": "l", "function": LAMBDA["config"]}),
+    "46 __lambda__ as activation": keras_config("Dense", {"units": 5, "activation": LAMBDA["config"]}),
+    "46 TFSMLayer": keras_config("TFSMLayer", {"filepath": "/etc", "call_endpoint": "serve"}),
+    "46 TorchModuleWrapper": keras_config("TorchModuleWrapper", {"module": {"class_name": "__bytes__"}}),
+    "46 vocabulary": keras_config("StringLookup", {"vocabulary": "/etc/passwd"}),
+    "46 TFSMLayer constructed": {"$construct": {"keras_layer": "TFSMLayer", "args": ["/etc"], "kwargs": {}}},
+    "46 vocabulary constructed": {
+        "$construct": {"keras_layer": "StringLookup", "args": [], "kwargs": {"vocabulary": "/etc/passwd"}}
+    },
+    "44 another module": keras_config("system", {"command": "true"}, module="os"),
+    "44 a module that would be imported": keras_config("Evil", {}, module="antigravity"),
+    "44 function of Keras that downloads": keras_config("get_file", {"origin": "http://x"}, module="keras.utils"),
+    "44 switch of the safe mode": keras_config("enable_unsafe_deserialization", {}, module="keras.config"),
+    "44 layer that is none": {"$construct": {"keras_layer": "os", "args": [], "kwargs": {}}},
+    "44 from_config of Keras": {"$from_config": {"keras_layer": "Lambda", "config": {"function": LAMBDA["config"]}}},
+    "44 default of a dict": {"$dict": [], "type": "defaultdict", "default": "exec"},
+    "44 definition that was not shipped": {"$definition": "os:system"},
+    "44 object that was not shipped": {"$object": "7"},
+    "44 unknown tag": {"$evil": 1},
+}
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_description_cannot_name_code_or_files(saved, tmp_path, name):
+    import sys
+
+    root = forged(saved[0], tmp_path / "m", argument(UNSAFE[name]))
+
+    with pytest.raises(MlflowException) as raised:
+        mks.load_model(root)
+    assert isinstance(raised.value, mks.KerasSubclassError), raised.value
+    assert "antigravity" not in sys.modules
+
+
+def test_dtype_policy_cannot_name_code_either(saved, tmp_path):
+    policy = {"module": "os", "class_name": "system", "config": {}, "registered_name": None}
+    root = forged(saved[0], tmp_path / "m", edit_json("config.json", lambda c: c.update(dtype_policy=policy)))
+
+    with pytest.raises(mks.FormatError, match="not Keras' own"):
+        mks.load_model(root)
+
+
+def drop(key):
+    return lambda content: content.pop(key)
+
+
+def swap_first_two_layers(content):
+    names = sorted(content["layers"])[:2]
+    content["layers"][names[0]], content["layers"][names[1]] = content["layers"][names[1]], content["layers"][names[0]]
+
+
+def tensors(change):
+    def edit(root):
+        path = root / "keras_subclass/state.safetensors"
+        path.write_bytes(change(path.read_bytes()))
+
+    return edit
+
+
+def truncated_header(data):
+    return (2**40).to_bytes(8, "little") + data[8:]
+
+
+DAMAGED = {
+    "45 configuration that is no object": lambda root: (root / "keras_subclass/config.json").write_text("[]"),
+    "45 configuration too large": lambda root: (root / "keras_subclass/config.json").write_bytes(b" " * (2**26 + 1)),
+    "43 no constructor": edit_json("config.json", drop("constructor")),
+    "43 no definitions": edit_json("config.json", drop("definitions")),
+    "43 other units": edit_json("config.json", lambda c: c["constructor"]["args"].__setitem__(0, 6)),
+    "43 no layers": edit_json("structure.json", drop("layers")),
+    "30 header that promises a terabyte": tensors(truncated_header),
+    "35 bytes after the arrays": tensors(lambda data: data + b"\0" * 8),
+    "36 array missing": tensors(lambda data: data.replace(b'"dense.kernel"', b'"dense.kernal"')),
+    "37 other shape": tensors(lambda data: data.replace(b"[3,5]", b"[5,3]")),
+    "38 other dtype": tensors(lambda data: data.replace(b'"F32"', b'"I32"', 1)),
+    "42 weights times 1.01, array digests left": tensors(lambda data: data[:-4] + b"\0\0\x80\x3f"),
+    "53 pickle of something else": lambda root: (root / "keras_subclass/class.cloudpickle").write_bytes(
+        pickle.dumps([])
+    ),
+    "52 pickle cut": lambda root: (root / "keras_subclass/class.cloudpickle").write_bytes(b"\x80\x04"),
+    "55 flavor of another": lambda root: _mlmodel(root, lambda flavors: flavors.pop("keras_subclass")),
+}
+
+
+def _mlmodel(root, change):
+    described = yaml.safe_load((root / "MLmodel").read_text())
+    change(described["flavors"])
+    (root / "MLmodel").write_text(yaml.safe_dump(described))
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damage_with_new_digests_is_one_of_our_errors(saved, tmp_path, name):
+    root = tmp_path / "m"
+    shutil.copytree(saved[0], root)
+    DAMAGED[name](root)
+    if not name.startswith("55"):
+        reseal(root)
+
+    with pytest.raises(mks.KerasSubclassError):
+        mks.load_model(root)
+
+
+def test_54_tags_in_mlmodel_make_nothing(saved, tmp_path):
+    canary = tmp_path / "canary"
+    shutil.copytree(saved[0], tmp_path / "m")
+    evil = f'!!python/object/apply:builtins.open ["{canary}", "w"]'
+    with (tmp_path / "m/MLmodel").open("a") as file:
+        file.write(f"evil: {evil}\n")
+
+    with pytest.raises(Exception, match=r"constructor|tag"):
+        mks.load_model(tmp_path / "m")
+    assert not canary.exists()
+
+
+def test_any_change_is_found_by_who_knows_the_digest(saved, tmp_path):
+    """42: an attacker who recomputes everything meets the anchor outside the artifact."""
+    path, expected, digest = saved
+    edit = tensors(lambda data: data[:-1] + bytes([data[-1] ^ 1]))
+    root = forged(path, tmp_path / "m", edit)
+
+    with pytest.raises(mks.IntegrityError, match="as the trust policy names it"):
+        mks.load_model(root, trust_policy=mks.TrustPolicy(level="known", manifest_sha256=digest))
+    policy = mks.TrustPolicy(level="known", manifest_sha256=digest)
+    np.testing.assert_array_equal(mks.load_model(path, trust_policy=policy)(X), expected)
+
+
+def test_51_never_through_the_server(saved, monkeypatch):
+    monkeypatch.setenv("MLFLOW_KERAS_SUBCLASS_TRUST", "never")
+
+    with pytest.raises(MlflowException, match="level 'never'"):
+        mlflow.pyfunc.load_model(str(saved[0]))
+
+
+def test_48_stored_source_keeps_its_bytes(saved):
+    modules = json.loads((saved[0] / "keras_subclass/config.json").read_text())["definitions"]["modules"]
+    stored = next(module["path"] for module in modules if module["path"].endswith("test_forged.py"))
+
+    assert (saved[0] / "keras_subclass" / stored).read_bytes() == Path(__file__).read_bytes()
