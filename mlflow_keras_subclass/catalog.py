@@ -8,13 +8,13 @@ import mlflow
 from mlflow.entities import LoggedModel
 
 from mlflow_keras_subclass.errors import KerasSubclassError
-from mlflow_keras_subclass.flavor import DIGEST_TAG, PROVEN_TAG
+from mlflow_keras_subclass.flavor import DIGEST_TAG, PROOF_TAG
 
 __all__ = ["logged_models"]
 
 
 def logged_models(experiment: str | None) -> list[dict[str, Any]]:
-    """A row for each, newest first: ID, name, class, commit, dirty, proven, metrics.
+    """A row for each, newest first: ID, name, class, commit, dirty, proof, metrics.
 
     Raises:
         KerasSubclassError: There is no such experiment.
@@ -40,6 +40,6 @@ def _row(model: LoggedModel) -> dict[str, Any]:
         "model_class": model.params.get("model_class"),
         "git_commit": model.params.get("git_commit"),
         "git_dirty": model.params.get("git_dirty"),
-        "proven": model.tags.get(PROVEN_TAG),
+        "proof": model.tags.get(PROOF_TAG),
         "metrics": {metric.key: metric.value for metric in model.metrics or ()},
     }

@@ -27,6 +27,7 @@ from mlflow_keras_subclass.version import __version__
 __all__ = ["cli"]
 
 _SHOWN_VALUE = 120
+_PIPED_WIDTH = 400
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,7 +68,8 @@ def _print_json(value: Any) -> None:
 
 
 def _console() -> Console:
-    return Console(soft_wrap=not sys.stdout.isatty())
+    # Where nobody looks at it, no value may be broken into lines.
+    return Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
@@ -309,10 +311,10 @@ def list_models(experiment: str | None, as_json: bool) -> None:
     if as_json:
         _print_json(rows)
         return
-    columns = ("model", "name", "class", "commit", "dirty", "proven", "metrics")
+    columns = ("model", "name", "class", "commit", "dirty", "proof", "metrics")
     shown = [
         (row["model_id"], row["name"], row["model_class"], (row["git_commit"] or "")[:10] or None, row["git_dirty"],
-         row["proven"], ", ".join(f"{key}={value:.4g}" for key, value in row["metrics"].items()))
+         row["proof"], ", ".join(f"{key}={value:.4g}" for key, value in row["metrics"].items()))
         for row in rows
     ]  # fmt: skip
     _console().print(_table("Logged models", columns, shown))

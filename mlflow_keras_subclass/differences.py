@@ -32,6 +32,8 @@ __all__ = ["FileDifference", "ModelDifference", "ValueDifference", "WeightDiffer
 
 # How the definitions were stored differs between two logs of one class, and says nothing about the model.
 _SKIPPED = ("definitions", "opaque")
+# Part of an array's spec: one shape that was seen, such as the last batch's.
+_OBSERVED = "observed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +144,8 @@ def _signature(root: Path) -> Any:
 def _values(left: Any, right: Any, path: str = "") -> Iterator[ValueDifference]:
     """The leaves that differ, by path."""
     if isinstance(left, Mapping) and isinstance(right, Mapping):
-        for key in sorted({*left, *right}):
+        skipped = {_OBSERVED} if path.startswith("input_spec") else set()
+        for key in sorted({*left, *right} - skipped):
             yield from _values(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
     elif isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
         for number, (one, other) in enumerate(zip(left, right, strict=True)):

@@ -36,7 +36,6 @@ __all__ = [
     "DIGEST_TAG",
     "FLAVOR_NAME",
     "PROOF_TAG",
-    "PROVEN_TAG",
     "get_default_conda_env",
     "get_default_pip_requirements",
     "load_model",
@@ -45,7 +44,6 @@ __all__ = [
 ]
 
 DIGEST_TAG = "mlflow_keras_subclass.manifest_sha256"
-PROVEN_TAG = "mlflow_keras_subclass.proven"
 PROOF_TAG = "mlflow_keras_subclass.proof"
 
 _QUIET_VARIABLE = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
@@ -338,9 +336,12 @@ def log_model(
             _keep(staged, prepared, error, filled=model_id is not None)
             raise
         undo.pop_all()
+        if log_run_artifacts:
+            _mirror(info, root.parent / "summary", name or artifact_path or "model")
     _describe(info, staged, all_tags, all_params, filled=model_id is not None)
     if later is not None:
         later.start(lambda result: _set_proof(info.model_id, result))
+    _announce(info)
     return info
 
 
@@ -428,7 +429,6 @@ def _tags(staged: Staged, given: Mapping[str, Any] | None, prove: bool | str) ->
         **provenances.tags(staged.facts.git),
         **(given or {}),
         DIGEST_TAG: staged.facts.manifest_sha256,
-        PROVEN_TAG: str(staged.facts.is_proven).lower(),
         PROOF_TAG: "pending" if _is_later(prove) else "proven" if prove else "not tried",
     }
 
@@ -490,7 +490,7 @@ def _complete_existing(
 ) -> None:
     model = client.get_logged_model(model_id)
     missing = {
-        key: str(value) for key, value in tags.items() if key not in model.tags or key in (DIGEST_TAG, PROVEN_TAG)
+        key: str(value) for key, value in tags.items() if key not in model.tags or key in (DIGEST_TAG, PROOF_TAG)
     }
     client.set_logged_model_tags(model_id, missing)
     if new := {key: str(value) for key, value in params.items() if key not in model.params}:

@@ -56,6 +56,7 @@ from mlflow_keras_subclass.values import Decoder, Encoder
 __all__ = [
     "ModelFacts",
     "add_json",
+    "call_on_zeros",
     "compare",
     "read_specs",
     "rebuild",
@@ -594,8 +595,7 @@ class _Rebuild:
         inputs, _ = config.read_specs(self._config)
         if inputs is not None and any(item.path not in tree.variables for item in variables if item.kind != "metric"):
             # A layer that makes variables only when it is called.
-            args, kwargs = inputs.map(_zeros)
-            model(*args, **kwargs)
+            call_on_zeros(model, inputs)
             tree = self._walk(model)
         structure.set_trainable(records, tree, {item.path: item.trainable for item in variables})
         structure.restore_order(self._api, records, tree)
@@ -656,6 +656,12 @@ def _by_key(record: DefinitionRecord, custom_objects: Mapping[str, Any]) -> dict
                 found[key] = custom_objects[name]
                 break
     return found
+
+
+def call_on_zeros(model: Any, inputs: InputSpec) -> None:
+    """Call ``model`` once as it was called when it was logged."""
+    args, kwargs = inputs.map(_zeros)
+    model(*args, **kwargs)
 
 
 def _zeros(spec: ArraySpec) -> Any:
