@@ -143,7 +143,7 @@ def watched(api: KerasApi, layers: Mapping[str, Any]) -> Iterator[CallGraph]:
 
 
 def _tensors(api: KerasApi, value: Any) -> list[Any]:
-    return [item for item in api.keras.tree.flatten(value) if hasattr(item, "shape") and hasattr(item, "dtype")]
+    return [item for item in api.flat(value) if hasattr(item, "shape") and hasattr(item, "dtype")]
 
 
 def _shape(tensor: Any) -> str:

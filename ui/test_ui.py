@@ -30,7 +30,7 @@ import mlflow_keras_subclass as mks
 
 HERE = Path(__file__).parent
 SHOTS = HERE / "screenshots"
-SECONDS = 120
+SECONDS = 400
 
 
 @pytest.fixture(scope="module")
