@@ -9,10 +9,10 @@ from image_classifier import train
 import mlflow_keras_subclass as mks
 
 
-def main() -> None:
+def main(epochs: int = 10) -> None:
     print("1. Train a subclassed model, DigitClassifier of image_classifier.py, on scikit-learn's digits.")
     use_local_store("demo")
-    model, images, accuracy = train()
+    model, images, accuracy = train(epochs)
     print(f"   Accuracy on {len(images)} images that it never saw: {accuracy:.3f}")
 
     print("2. Log it: class, weights, constructor arguments, source, commit.")

@@ -40,6 +40,7 @@ def use_local_store(experiment: str) -> None:
     store = STORE.absolute()
     store.mkdir(exist_ok=True)
     mlflow.set_tracking_uri(f"sqlite:///{store / 'mlflow.db'}")
+    mlflow.set_registry_uri(mlflow.get_tracking_uri())
     if mlflow.get_experiment_by_name(experiment) is None:
         mlflow.create_experiment(experiment, artifact_location=(store / "artifacts" / experiment).as_uri())
     mlflow.set_experiment(experiment)
@@ -71,11 +72,20 @@ def require_equal(expected: Any, found: Any) -> None:
 
 @contextlib.contextmanager
 def serving(model_uri: str) -> Iterator[str]:
-    """``mlflow models serve`` on a free port; yields the URL that scores."""
+    """``mlflow models serve`` on a free port; yields the URL that scores. The server ends with us, come what may."""
     port = free_port()
-    command = ["models", "serve", "-m", model_uri, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
-    with background(command, ready=f"http://127.0.0.1:{port}/ping"):
-        yield f"http://127.0.0.1:{port}/invocations"
+    where = ["-m", model_uri, "-h", "127.0.0.1", "-p", str(port), "--env-manager", "local"]
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        # MLflow starts uvicorn by its name.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }
+    with tempfile.TemporaryDirectory() as folder, sigterm_as_exit():
+        command = [sys.executable, "-m", "mlflow", "models", "serve", *where]
+        ready = f"http://127.0.0.1:{port}/ping"
+        with background(command, ready=ready, environment=environment, log=Path(folder, "log")):
+            yield f"http://127.0.0.1:{port}/invocations"
 
 
 def score(url: str, inputs: Any) -> np.ndarray:
@@ -97,29 +107,26 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def background(mlflow_arguments: Sequence[str], *, ready: str) -> Iterator[None]:
-    """Run ``mlflow …`` beside us from when ``ready`` answers; it is stopped with all its children, come what may."""
-    environment = {
-        **os.environ,
-        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-        # MLflow starts uvicorn by its name.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-    }
-    with tempfile.TemporaryFile() as log, _stopped_by_sigterm():
-        command = [sys.executable, "-m", "mlflow", *mlflow_arguments]
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+def background(
+    command: Sequence[str], *, ready: str, environment: Mapping[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``command`` beside us from when the URL ``ready`` answers until the block ends, with all its children."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=log.parent, env=dict(environment), stdout=file, stderr=file, start_new_session=True
+        )
         try:
             if not _answers(ready, process):
-                log.seek(0)
-                sys.exit(f"`mlflow {mlflow_arguments[0]} …` does not answer:\n{log.read().decode(errors='replace')}")
-            yield
+                output = log.read_text(encoding="utf-8", errors="replace")
+                raise RuntimeError(f"{' '.join(command)} does not answer:\n{output}")
+            yield process
         finally:
             _stop(process)
 
 
 @contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that it runs the ``finally`` that stops the server."""
+def sigterm_as_exit() -> Iterator[None]:
+    """Make of SIGTERM an exception, so that it runs the ``finally`` that stops what runs beside us."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield

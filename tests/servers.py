@@ -1,22 +1,21 @@
-"""``mlflow models serve`` in a process of its own, for tests and benchmarks, and a Python that lacks this package."""
+"""MLflow's servers in processes of their own, for tests and benchmarks, and a Python that lacks this package."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import signal
 import site
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from elsewhere import background, free_port
 
 PACKAGE = "mlflow_keras_subclass"
 
@@ -72,45 +71,32 @@ def python_without_package(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def serving(
-    model: Path, folder: Path, *, python: Path, workers: int = 1, environment: Mapping[str, str] | None = None
+    model: Path | str, folder: Path, *, python: Path, workers: int = 1, environment: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """Serve ``model`` with ``python`` until the block ends; ``folder`` holds the log."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """Serve ``model``, a path or a URI, with ``python`` until the block ends; ``folder`` holds the log."""
+    port = free_port()
+    url, log = f"http://127.0.0.1:{port}", folder / f"server-{port}.log"
     where = ["-m", str(model), "-h", "127.0.0.1", "-p", str(port), "--workers", str(workers)]
-    path = folder / f"server-{port}.log"
-    with path.open("wb") as log:
-        process = subprocess.Popen(
-            [str(python), "-m", "mlflow", "models", "serve", *where, "--env-manager", "local"],
-            cwd=folder,
-            env={**_environment(python), **(environment or {})},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        server = Server(url=f"http://127.0.0.1:{port}", process=process, log=path)
-        try:
-            _wait(server)
-            yield server
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
+    command = [str(python), "-m", "mlflow", "models", "serve", *where, "--env-manager", "local"]
+    variables = {**_environment(python), **(environment or {})}
+    with background(command, ready=f"{url}/ping", environment=variables, log=log) as process:
+        yield Server(url=url, process=process, log=log)
+
+
+@contextlib.contextmanager
+def tracking(folder: Path) -> Iterator[str]:
+    """A tracking server that proxies artifacts; yields its address. ``folder`` holds its database, files and log."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    stores = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
+    command = [sys.executable, "-m", "mlflow", "server", "--serve-artifacts", *stores, *where]
+    # Eight more processes, for jobs that nobody asks for here.
+    variables = {**_environment(Path(sys.executable)), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with background(command, ready=f"{url}/health", environment=variables, log=folder / "server.log"):
+        yield url
 
 
 def _environment(python: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MLFLOW", "_MLFLOW"))}
     return {**kept, "PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", "")])}
-
-
-def _wait(server: Server) -> None:
-    for _ in range(900):
-        if server.process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{server.url}/ping", timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(f"the server did not come up:\n{server.log.read_text(errors='replace')[-4000:]}")
