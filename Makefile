@@ -83,7 +83,7 @@ bench-start: $(READY)  ## Log time, load time, first prediction
 	PYTHONPATH=tests $(BIN)/python benchmarks/start.py --peers-default
 
 bench-serve: $(READY)  ## mlflow models serve under load
-	PYTHONPATH=tests $(BIN)/python benchmarks/serve.py
+	PYTHONPATH=tests:examples $(BIN)/python benchmarks/serve.py
 
 test-fuzz: $(READY)  ## A hundred thousand mutations of every reader of the format
 	$(BIN)/python tests/reliability/fuzzing.py 100000
