@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-faults test-mutants test-jax test-torch test-ui lint format comparison clean
+.PHONY: bench bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-faults test-mutants golden test-jax test-torch test-ui lint format comparison clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -96,6 +96,8 @@ test-mutants: $(READY)  ## Remove each check of trust.py; a test must notice
 
 test-ui: $(READY)  ## MLflow's pages in a real Chromium (apt install chromium chromium-driver)
 	$(BIN)/python -m pytest ui
+golden: $(READY)  ## Make the golden artifact of a new format version
+	$(BIN)/python tests/golden/make.py
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
