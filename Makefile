@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-faults test-mutants golden test-jax test-torch test-ui lint format comparison clean
+.PHONY: bench bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-faults test-mutants golden test-jax test-real test-torch test-ui lint format comparison clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -71,6 +71,17 @@ test-fast: $(READY)  ## The tests that need no Keras, in seconds
 test-jax: .venvs/jax/.ready  ## The zoo with Keras on JAX
 	KERAS_BACKEND=jax .venvs/jax/bin/python -m pytest tests/test_zoo.py
 
+# The second environment has what the packages need, and not the packages.
+REAL_PACKAGES := bayesflow gated-sae-tf keras-bio keras-climate keras-hub keras-rs keras-sciml kerasfactory kgcnn medicai ncps
+.venvs/real/.ready .venvs/real-source/.ready: .venvs/%/.ready: $(READY)
+	$(PYTHON) -m venv .venvs/$*
+	$(BIN)/uv pip install --quiet --python .venvs/$*/bin/python -e '.[real]'
+	$(if $(filter real-source,$*),$(BIN)/uv pip uninstall --quiet --python .venvs/$*/bin/python $(REAL_PACKAGES))
+	touch $@
+
+test-real: .venvs/real/.ready .venvs/real-source/.ready  ## Models of published packages; writes docs/real_models.md (an hour)
+	$(BIN)/python tests/real --installed .venvs/real/bin/python --bare .venvs/real-source/bin/python
+
 test-torch: .venvs/torch/.ready  ## The zoo with Keras on torch
 	KERAS_BACKEND=torch .venvs/torch/bin/python -m pytest tests/test_zoo.py
 
@@ -96,6 +107,7 @@ test-mutants: $(READY)  ## Remove each check of trust.py; a test must notice
 
 test-ui: $(READY)  ## MLflow's pages in a real Chromium (apt install chromium chromium-driver)
 	$(BIN)/python -m pytest ui
+
 golden: $(READY)  ## Make the golden artifact of a new format version
 	$(BIN)/python tests/golden/make.py
 

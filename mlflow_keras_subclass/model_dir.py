@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.metadata
 import inspect
+import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,6 @@ from mlflow_keras_subclass.artifacts import class_definition, config, fingerprin
 from mlflow_keras_subclass.artifacts.class_definition import DefinitionRecord, is_user_defined
 from mlflow_keras_subclass.artifacts.provenance import GitRecord
 from mlflow_keras_subclass.artifacts.state import VariableRecord
-from mlflow_keras_subclass.call_graph import CallGraph, watched
 from mlflow_keras_subclass.coercion import Arrays, coerce, example_arrays
 from mlflow_keras_subclass.errors import CaptureError, ClassDefinitionError, Finding, PredictError, RebuildError
 from mlflow_keras_subclass.files import ArtifactWriter, FileEntry
@@ -56,7 +56,6 @@ from mlflow_keras_subclass.values import Decoder, Encoder
 __all__ = [
     "ModelFacts",
     "add_json",
-    "call_on_zeros",
     "compare",
     "read_specs",
     "rebuild",
@@ -87,12 +86,6 @@ class ModelFacts:
     serialization_format: str
     routes: Mapping[str, str]
     user_modules: tuple[str, ...]
-    call_graph: CallGraph
-
-    @property
-    def is_proven(self) -> bool:
-        """Whether it was rebuilt elsewhere and compared."""
-        return any(entry.path == f"{DATA_DIR}/{PROOF_FILE}" for entry in self.manifest.files)
 
 
 def write(
@@ -152,10 +145,10 @@ class _Write:
         with findings.collected():
             self._write_structure(tree)
         with findings.collected():
-            definitions = self._write_definitions(tree, serialization_format)
+            definitions = self._write_definitions(tree, document, serialization_format)
         findings.raise_any()
         variables = state.write_variables(self._api, tree, self._writer)
-        outputs, graph = _output_spec(self._api, self._model, inputs, tree.layers)
+        outputs = _output_spec(self._api, self._model, inputs)
         document |= {"definitions": definitions.record.to_json(), "opaque": _opaque(self._encoder)}
         document |= _specs_to_json(inputs, outputs)
         self._writer.write_json(CONFIG_FILE, document)
@@ -184,7 +177,6 @@ class _Write:
             serialization_format=definitions.record.serialization_format,
             routes=definitions.record.routes,
             user_modules=tuple(sorted({module.name.partition(".")[0] for module in definitions.record.modules})),
-            call_graph=graph,
         )
 
     def _describe(self, stated: Mapping[str, Any] | None, findings: _Findings) -> dict[str, Any]:
@@ -209,11 +201,13 @@ class _Write:
         }
         self._writer.write_json(STRUCTURE_FILE, document)
 
-    def _write_definitions(self, tree: ModelTree, serialization_format: str | None) -> class_definition.Written:
+    def _write_definitions(
+        self, tree: ModelTree, document: Mapping[str, Any], serialization_format: str | None
+    ) -> class_definition.Written:
         for owner in tree.owners.values():
             if is_user_defined(type(owner)):
                 self._encoder.definition(type(owner))
-        registered = self._api.registered_names() | self._custom_objects
+        registered = self._registered(json.dumps(document)) | self._custom_objects
         registrations = {
             name: self._encoder.definition(item) for name, item in registered.items() if is_user_defined(item)
         }
@@ -224,6 +218,18 @@ class _Write:
             registrations=registrations,
             serialization_format=serialization_format,
         )
+
+    def _registered(self, document: str) -> dict[str, Any]:
+        """What the model may ask of Keras' registry: of its own packages, of plain modules, or named in ``document``.
+
+        The registry is the process's: another package's classes in it need not be ones that can be stored.
+        """
+        packages = {definition.__module__.partition(".")[0] for definition in self._encoder.definitions.values()}
+        return {
+            name: item
+            for name, item in self._api.registered_names().items()
+            if "." not in item.__module__ or item.__module__.partition(".")[0] in packages or name in document
+        }
 
     def _write_arrays(self) -> None:
         arrays = self._encoder.arrays
@@ -320,19 +326,14 @@ def _probe(example: Any, inputs: InputSpec) -> Arrays:
         raise PredictError(f"input_example: {error.message}") from None
 
 
-def _output_spec(
-    api: KerasApi, model: Any, inputs: InputSpec | None, layers: Mapping[str, Any]
-) -> tuple[Structure | None, CallGraph]:
-    """What the model returns, and which layers call each other while Keras works that out."""
+def _output_spec(api: KerasApi, model: Any, inputs: InputSpec | None) -> Structure | None:
     if inputs is None:
-        return None, CallGraph()
+        return None
     try:
-        with watched(api, layers) as graph:
-            returned = api.symbolic_outputs(model, inputs)
-        return observe(returned, "float32"), graph
+        return observe(api.symbolic_outputs(model, inputs), "float32")
     except Exception:
         # The user's call may need concrete values. The spec is information for the signature, which then has none.
-        return None, CallGraph()
+        return None
 
 
 def _specs_to_json(inputs: InputSpec | None, outputs: Structure | None) -> dict[str, Any]:
@@ -381,7 +382,11 @@ def _first_line(kind: type) -> str:
 
 def _summary(model: Any) -> str:
     lines: list[str] = []
-    model.summary(line_length=100, expand_nested=True, print_fn=lambda line, **_: lines.append(line))
+    try:
+        model.summary(line_length=100, expand_nested=True, print_fn=lambda line, **_: lines.append(line))
+    except Exception as error:
+        # The user's compute_output_shape runs here. The summary is for people: no reason not to log the model.
+        lines.append(f"The summary could not be made: {type(error).__name__}: {error}")
     return "\n".join(lines)
 
 
@@ -595,7 +600,8 @@ class _Rebuild:
         inputs, _ = config.read_specs(self._config)
         if inputs is not None and any(item.path not in tree.variables for item in variables if item.kind != "metric"):
             # A layer that makes variables only when it is called.
-            call_on_zeros(model, inputs)
+            args, kwargs = inputs.map(_zeros)
+            model(*args, **kwargs)
             tree = self._walk(model)
         structure.set_trainable(records, tree, {item.path: item.trainable for item in variables})
         structure.restore_order(self._api, records, tree)
@@ -656,12 +662,6 @@ def _by_key(record: DefinitionRecord, custom_objects: Mapping[str, Any]) -> dict
                 found[key] = custom_objects[name]
                 break
     return found
-
-
-def call_on_zeros(model: Any, inputs: InputSpec) -> None:
-    """Call ``model`` once as it was called when it was logged."""
-    args, kwargs = inputs.map(_zeros)
-    model(*args, **kwargs)
 
 
 def _zeros(spec: ArraySpec) -> Any:

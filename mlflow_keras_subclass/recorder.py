@@ -13,6 +13,7 @@ Module state: the three note books below. There is one Keras in a process, and s
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import inspect
 import itertools
@@ -153,7 +154,8 @@ def _noting_new(original: Callable[..., Any]) -> Callable[..., Any]:
     takes_arguments = original is not object.__new__
 
     def noting_new(cls: type, *args: Any, **kwargs: Any) -> Any:
-        held = Arguments(args=_held(args), kwargs=_held(kwargs))
+        args_passed, kwargs_passed = _outermost_new(cls, sys._getframe(1)) or (args, kwargs)
+        held = Arguments(args=_held(args_passed), kwargs=_held(kwargs_passed))
         instance = original(cls, *args, **kwargs) if takes_arguments else original(cls)
         _CONSTRUCTED.put(instance, held)
         return instance
@@ -161,10 +163,24 @@ def _noting_new(original: Callable[..., Any]) -> Callable[..., Any]:
     return noting_new
 
 
+def _outermost_new(cls: type, frame: types.FrameType | None) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The arguments of the user's own ``__new__`` that called Keras', perhaps without them, read from its frame."""
+    found = None
+    while frame is not None and frame.f_code.co_name == "__new__" and frame.f_code.co_argcount:
+        if frame.f_locals.get(frame.f_code.co_varnames[0]) is not cls:
+            break
+        arguments = _frame_arguments(frame)
+        found = arguments.args, dict(arguments.kwargs)
+        frame = frame.f_back
+    return found
+
+
 def _noting_call(model: type, original: Callable[..., Any]) -> Callable[..., Any]:
     def _maybe_build(self: Any, call_spec: Any) -> Any:
         if isinstance(self, model):
-            _note_call(self, call_spec)
+            # The user's call must not fail because notes of it cannot be taken.
+            with contextlib.suppress(Exception):
+                _note_call(self, call_spec)
         return original(self, call_spec)
 
     return _maybe_build

@@ -6,8 +6,8 @@ Imports errors only; arrays of any backend are read by duck typing (``shape`` an
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow_keras_subclass.errors import FormatError, PredictError
@@ -145,7 +145,9 @@ class InputSpec:
         mine, theirs = self.leaves(), other.leaves()
         if mine.keys() != theirs.keys() or any(len(mine[k].shape) != len(theirs[k].shape) for k in mine):
             return self
-        args, kwargs = self._map(lambda name, spec: _generalize(spec, theirs[name]))
+        leaves = iter([_generalize(spec, theirs[name]) for name, spec in mine.items()])
+        args = tuple(_with_leaves(item, leaves) for item in self.args)
+        kwargs = {key: _with_leaves(item, leaves) for key, item in self.kwargs.items()}
         return InputSpec(args=args, kwargs=kwargs, parameters=self.parameters)
 
     def map(self, leaf: Callable[[ArraySpec], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -229,6 +231,19 @@ def _walk(structure: Structure, path: tuple[str, ...], leaf: Callable[[tuple[str
     if isinstance(structure, dict):
         return {key: _walk(item, (*path, str(key)), leaf) for key, item in structure.items()}
     return type(structure)([_walk(item, (*path, str(i)), leaf) for i, item in enumerate(structure)])
+
+
+def _with_leaves(structure: Structure, leaves: Iterator[ArraySpec]) -> Structure:
+    """The same structure with other arrays; constants stay what they are."""
+    if isinstance(structure, ArraySpec):
+        return next(leaves)
+    if isinstance(structure, Constant):
+        return structure
+    if isinstance(structure, Record):
+        return replace(structure, items=tuple(_with_leaves(item, leaves) for item in structure.items))
+    if isinstance(structure, dict):
+        return {key: _with_leaves(item, leaves) for key, item in structure.items()}
+    return type(structure)([_with_leaves(item, leaves) for item in structure])
 
 
 def _collect(structure: Structure, value: Any, where: str, values: list[Any]) -> None:

@@ -11,12 +11,24 @@ import pickle
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 warnings.simplefilter("ignore")
 
 import mlflow_keras_subclass as mks  # noqa: E402 - warnings are off first
 from mlflow_keras_subclass import keras_api, recorder  # noqa: E402
 from mlflow_keras_subclass.outputs import flattened  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Loggable:
+    """What ``log_case`` needs of a case."""
+
+    build: Callable[[], tuple[Any, tuple[Any, ...]]]
+    stateful: bool = False
+    random: bool = False
 
 
 def as_called(inputs):

@@ -6,7 +6,6 @@ Imports errors, manifest, recorder, specs, keras_api and values.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from mlflow_keras_subclass import recorder
 from mlflow_keras_subclass.errors import CaptureError, FormatError, RebuildError
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.specs import InputSpec, Structure, structure_from_json, structure_to_json
-from mlflow_keras_subclass.values import Decoder, Encoder, EncodingError
+from mlflow_keras_subclass.values import Decoder, Encoder, EncodingError, own_config
 
 __all__ = [
     "capture_compile",
@@ -50,7 +49,7 @@ def capture_constructor(
         _check_binds(kind, config)
         return {"source": "config", "definition": definition, "config": encoder.encode(dict(config), "config")}
     arguments = recorder.constructor_arguments(model)
-    own = _own_config(api, model, arguments)
+    own = own_config(api, model, arguments)
     if own is not None:
         return {"source": "get_config", "definition": definition, "config": encoder.encode(own, "get_config()")}
     if arguments is None:
@@ -72,48 +71,6 @@ def _check_binds(kind: type, config: Mapping[str, Any]) -> None:
         raise CaptureError(
             f"config: does not fit {kind.__qualname__}{_shown(signature)}: {error}. Pass one entry for each argument."
         ) from None
-
-
-def _own_config(api: KerasApi, model: Any, arguments: recorder.Arguments | None) -> dict[str, Any] | None:
-    """What the exact class's ``get_config`` returns, unless it leaves out an argument that was passed."""
-    kind = type(model)
-    if "get_config" not in vars(kind):
-        return None
-    try:
-        config = dict(model.get_config())
-    except Exception:
-        # The user's own get_config fails: what was recorded is the better source, if there is any.
-        if arguments is None:
-            raise
-        return None
-    if arguments is not None and not api.overrides_from_config(kind) and not _covers(kind, config, arguments):
-        return None
-    if api.overrides_from_config(kind):
-        return _as_keras_hands_over(api, config)
-    return config
-
-
-def _covers(kind: type, config: Mapping[str, Any], arguments: recorder.Arguments) -> bool:
-    try:
-        bound = inspect.signature(kind.__init__).bind(None, *arguments.args, **arguments.kwargs)  # type: ignore[misc]
-    except TypeError:
-        return False
-    passed = dict(list(bound.arguments.items())[1:])
-    for parameter in bound.signature.parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            passed.update(passed.pop(parameter.name, {}))
-        elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY) and parameter.name in passed:
-            return False
-    return passed.keys() <= config.keys()
-
-
-def _as_keras_hands_over(api: KerasApi, config: dict[str, Any]) -> dict[str, Any]:
-    """The config in the form in which Keras gives it to a ``from_config``: Keras objects serialised, through JSON."""
-    try:
-        handed: dict[str, Any] = json.loads(json.dumps(api.serialize(config)))
-    except (TypeError, ValueError, NotImplementedError):
-        return config
-    return handed
 
 
 def _inferred(model: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ tensors and trust.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -100,9 +101,11 @@ def _entry_points(api: KerasApi, model: Any, spec: InputSpec) -> dict[str, Calla
         args, kwargs = spec.bind({name: api.tensor(array) for name, array in arrays.items()})
         return [api.value(item) for item in api.flat(model(*args, **kwargs))]
 
+    # Once: two functions traced under one global seed draw the same numbers, and a random answer would look fixed.
+    compiled = functools.cache(lambda: api.compiled(model, spec, device=None, jit_compile=False))
+
     def served(arrays: Arrays) -> list[Array]:
-        compiled = api.compiled(model, spec, device=None, jit_compile=False)
-        return [np.asarray(item) for item in api.flat(compiled(*spec.bind(arrays)))]
+        return [np.asarray(item) for item in api.flat(compiled()(*spec.bind(arrays)))]
 
     return {"call": call, "served": served}
 

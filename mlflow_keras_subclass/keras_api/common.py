@@ -229,8 +229,8 @@ class KerasApi(abc.ABC):
         return all(type(layer).get_build_config is not base.get_build_config for base in bases)
 
     def overrides_from_config(self, kind: Any) -> bool:
-        """Whether a class of models has a ``from_config`` of its own."""
-        return kind.from_config.__func__ is not self.keras.Model.from_config.__func__
+        """Whether a class of models, layers or other Keras objects has a ``from_config`` of its own."""
+        return not self.is_own(next(base for base in kind.__mro__ if "from_config" in vars(base)))
 
     def overrides_compile(self, kind: Any) -> bool:
         """Whether a class of models has a ``compile`` of its own."""

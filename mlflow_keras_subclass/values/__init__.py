@@ -29,5 +29,6 @@ definitions, from Keras' own deserialisation in safe mode, or from ``keras.layer
 
 from mlflow_keras_subclass.values.decoder import Decoder
 from mlflow_keras_subclass.values.encoder import Encoder, EncodingError
+from mlflow_keras_subclass.values.own_config import own_config
 
-__all__ = ["Decoder", "Encoder", "EncodingError"]
+__all__ = ["Decoder", "Encoder", "EncodingError", "own_config"]

@@ -9,6 +9,7 @@ import enum
 import hashlib
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from mlflow_keras_subclass import recorder
 from mlflow_keras_subclass.errors import CaptureError, Finding
 from mlflow_keras_subclass.keras_api import KerasApi
+from mlflow_keras_subclass.values.own_config import own_config
 
 __all__ = ["Encoder", "EncodingError"]
 
@@ -259,21 +261,20 @@ class _Encoding:
     def _encoding_of(self, value: Any) -> Callable[[Any, str], Any] | None:
         kind, api = type(value), self._api
         user = self._encoder._is_user_defined(kind)
+        named = user or _is_importable(kind)
         if isinstance(value, enum.Enum):
-            return self._enum if user else None
+            return self._enum if named else None
         if api.is_functional(value):
             return self._functional
         if api.is_sequential(value):
             return self._sequential
         if api.is_keras_object(value):
-            return self._user_keras_object if user else self._own_keras_object
-        if not user:
-            return None
+            return self._own_keras_object if api.is_own(value) else self._user_keras_object
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return self._namedtuple
+            return self._namedtuple if named else None
         if dataclasses.is_dataclass(value) and all(field.init for field in dataclasses.fields(value)):
-            return self._dataclass
-        return self._instance if _has_plain_state(kind) else None
+            return self._dataclass if named else None
+        return self._instance if user and _has_plain_state(kind) else None
 
     def _enum(self, value: enum.Enum, where: str) -> Any:
         return {"$enum": self._encoder.definition(type(value)), "name": value.name}
@@ -310,11 +311,11 @@ class _Encoding:
         return {"$construct": {"keras_layer": type(value).__name__, **arguments}}
 
     def _user_keras_object(self, value: Any, where: str) -> Any:
-        kind = type(value)
-        if "get_config" in vars(kind):
-            config = self.value(value.get_config(), where)
-            return {"$from_config": {"definition": self._encoder.definition(kind), "config": config}}
-        if recorder.constructor_arguments(value) is None and not self._api.is_layer(value):
+        kind, arguments = type(value), recorder.constructor_arguments(value)
+        if (config := own_config(self._api, value, arguments)) is not None:
+            encoded = self.value(config, where)
+            return {"$from_config": {"definition": self._encoder.definition(kind), "config": encoded}}
+        if arguments is None and not self._api.is_layer(value):
             return self._instance(value, where) if _has_plain_state(kind) else None
         return {"$construct": {"definition": self._encoder.definition(kind), **self.arguments(value, where)}}
 
@@ -324,8 +325,8 @@ class _Encoding:
             layers = [self.value(item, f"{where}.layers[{number}]") for number, item in enumerate(layer.layers)]
             return {"keras_layer": "Sequential", "args": [layers], "kwargs": {"name": layer.name}}
         kind = type(layer)
-        user = self._encoder._is_user_defined(kind)
-        named = {"definition": self._encoder.definition(kind)} if user else {"keras_layer": kind.__name__}
+        own = self._api.is_own(layer)
+        named = {"keras_layer": kind.__name__} if own else {"definition": self._encoder.definition(kind)}
         return {**named, **self.arguments(layer, where)}
 
     def arguments(self, value: Any, where: str) -> dict[str, Any]:
@@ -428,6 +429,16 @@ def _symbolic(api: KerasApi, value: Any) -> Iterator[Any]:
     elif isinstance(value, Mapping | list | tuple):
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from _symbolic(api, item)
+
+
+def _is_importable(kind: type) -> bool:
+    """Whether ``kind`` is an installed package's, found in its module under its name; a built-in is none."""
+    found: Any = sys.modules.get(kind.__module__)
+    if found is None or kind.__module__ in ("builtins", "__main__"):
+        return False
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is kind
 
 
 def _untracked_type(value: Any) -> type:

@@ -603,3 +603,104 @@ class Child(keras.layers.Layer):
 @case()
 def children_that_know_their_parent():
     return called(Parent(), X)
+
+
+class Forgetful(keras.layers.Layer):
+    def __init__(self, units, factor=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(units)
+        self.factor = factor
+        self.units = units
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+    def call(self, x):
+        return self.dense(x) * self.factor
+
+
+class Gate:
+    def __init__(self, width):
+        self.width = width
+
+    def get_config(self):
+        return {"width": self.width}
+
+
+class Handed(keras.layers.Layer):
+    def __init__(self, gate, **kwargs):
+        super().__init__(**kwargs)
+        self.gate = gate
+        self.dense = keras.layers.Dense(gate.width)
+
+    def get_config(self):
+        return {"gate": self.gate}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(Gate(**config["gate"]["config"]))
+
+    def call(self, x):
+        return self.dense(x)
+
+
+class Around(keras.Model):
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def call(self, x):
+        return self.second(self.first(x))
+
+
+@case()
+def arguments_whose_own_config_is_incomplete_or_read_as_keras_writes_it():
+    return called(Around(Forgetful(3, factor=5.0), Handed(Gate(2))), X)
+
+
+class Created(keras.Model):
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls)
+
+    def __init__(self, width, *, bias=1.0):
+        super().__init__()
+        self.dense = keras.layers.Dense(width)
+        self.bias = bias
+
+    def call(self, x, scale=None, shift=None):
+        y = self.dense(x) if scale is None else self.dense(x) * scale
+        return y + self.bias if shift is None else y + shift
+
+
+@case()
+def new_overridden_without_arguments_and_optional_inputs():
+    model = Created(3, bias=2.0)
+    model(X, None, X[:, :1])
+    model(X[:2], None, X[:2, :1])
+    return called(model, X, None, X[:, :1])
+
+
+class Shapeless(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, x, scale):
+        return self.dense(x) * scale
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+class WithoutSummary(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.inner = Shapeless()
+
+    def call(self, x):
+        return self.inner(x, scale=x[:, :1])
+
+
+@case()
+def layer_that_keras_cannot_summarise():
+    return called(WithoutSummary(), X)

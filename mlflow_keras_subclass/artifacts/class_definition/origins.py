@@ -112,7 +112,8 @@ def find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
     for finder in list(sys.meta_path):
         try:
             spec = finder.find_spec(name, path, None)
-        except (AttributeError, ImportError, ValueError):
+        except (AttributeError, ImportError, KeyError, ValueError):
+            # KeyError: a namespace package looks for its parent among the imported modules.
             continue
         if spec is not None:
             return spec

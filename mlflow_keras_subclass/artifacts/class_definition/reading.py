@@ -195,7 +195,9 @@ def _from_source(
 
 def _resolved(namespace: Namespace, module: str, qualname: str) -> Any:
     try:
-        return functools.reduce(getattr, qualname.split("."), namespace.load(module))
+        # A module that was not stored is an installed package's.
+        home = namespace.load(module) or importlib.import_module(module)
+        return functools.reduce(getattr, qualname.split("."), home)
     except Exception as error:  # The user's module is executed here.
         raise ClassDefinitionError(
             f"{module}.{qualname} cannot be brought back from the stored source: {type(error).__name__}: {error}."

@@ -22,6 +22,7 @@ from mlflow_keras_subclass.artifacts.class_definition.closure import Closure, Ro
 from mlflow_keras_subclass.artifacts.class_definition.diagnosis import Problem, explained
 from mlflow_keras_subclass.artifacts.class_definition.objects import ObjectPickler, Symbol, is_reachable
 from mlflow_keras_subclass.artifacts.class_definition.origins import (
+    INSTALLED,
     USER,
     find_spec,
     is_shipped,
@@ -132,7 +133,7 @@ def _write(options: _Options) -> Written:
         registrations=dict(options.registrations),
         modules=tuple(sources.closure.sources[name].module for name in sorted(sources.closure.sources)),
         main_lines=sources.main_lines,
-        third_party=tuple(sorted(sources.closure.third_party)),
+        third_party=tuple(sorted(sources.closure.third_party | _installed(options.definitions))),
         notes=tuple(sorted(notes)),
     )
     files = {source.file for source in sources.closure.sources.values() if source.file is not None}
@@ -301,6 +302,8 @@ def _against_source(survey: _Survey, sources: _Sources, definitions: Mapping[str
     known = sources.closure.sources
     for key, value in definitions.items():
         module, qualname = _place(value)
+        if origin_of(module) == INSTALLED and is_reachable(value):
+            continue
         if module not in known:
             reasons.append(f"{key}: there is no source text for its module {module}.")
         elif not (is_reachable(value) or is_shipped(value)):
@@ -331,6 +334,12 @@ def _unbound(survey: _Survey, sources: _Sources) -> list[str]:
         if space.name == "__main__"
         for name in fidelity.unbound_names(space, main, sources.main_lines)
     ]
+
+
+def _installed(definitions: Mapping[str, Any]) -> set[str]:
+    """The packages of definitions that are not the user's own."""
+    modules = {_place(value)[0] for value in definitions.values() if not is_shipped(value)}
+    return {module.partition(".")[0] for module in modules if origin_of(module) == INSTALLED}
 
 
 def _against_import(definitions: Mapping[str, Any]) -> list[str]:
