@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-faults test-mutants golden test-jax test-real test-torch test-ui lint format comparison clean
+.PHONY: bench bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-faults golden test-jax test-real test-torch test-ui lint format comparison clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -101,9 +101,6 @@ test-fuzz: $(READY)  ## A hundred thousand mutations of every reader of the form
 
 test-faults: $(READY)  ## Fail and kill at every single write of a save
 	MKS_FAULTS=all $(BIN)/python -m pytest tests/reliability/test_faults.py
-
-test-mutants: $(READY)  ## Remove each check of trust.py; a test must notice
-	$(BIN)/python tests/reliability/mutants.py
 
 test-ui: $(READY)  ## MLflow's pages in a real Chromium (apt install chromium chromium-driver)
 	$(BIN)/python -m pytest ui
