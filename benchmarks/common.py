@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import platform
 import statistics
@@ -49,23 +51,24 @@ def save(flavor: str, name: str, path: Path) -> Path:
 def rounds(candidates: Mapping[str, Callable[[], Any]], *, count: int, seconds: float = 0.2) -> dict[str, list[float]]:
     """Seconds a call of each candidate, in rounds that take turns, so that a busy machine is busy for all of them."""
     found: dict[str, list[float]] = {name: [] for name in candidates}
-    for run in candidates.values():
-        run()
-    for _ in range(count):
-        for name, run in candidates.items():
-            found[name].append(_best(run, seconds))
+    with contextlib.redirect_stdout(io.StringIO()):  # Keras draws progress bars
+        for run in candidates.values():
+            run()
+        for _ in range(count):
+            for name, run in candidates.items():
+                found[name].append(_typical(run, seconds))
     return found
 
 
-def _best(run: Callable[[], Any], seconds: float) -> float:
-    """The median of the calls that fit into ``seconds``; at least three."""
+def _typical(run: Callable[[], Any], seconds: float) -> float:
+    """A quick one (the 10th percentile) of the calls that fit into ``seconds``: the others waited for other work."""
     times: list[float] = []
     ends = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < ends:
         started = time.perf_counter()
         run()
         times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return sorted(times)[len(times) // 10]
 
 
 def ratio(found: Mapping[str, list[float]], name: str, base: str) -> float:

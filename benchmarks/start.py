@@ -41,6 +41,7 @@ for _ in range(200):
     before = time.perf_counter()
     model.predict(batch)
     times.append(time.perf_counter() - before)
+print()
 print(json.dumps([imported - started, loaded - imported, times[0], statistics.median(times[1:])]))
 """
 
@@ -74,7 +75,7 @@ def fresh(folder: Path, count: int) -> None:
         for flavor, path in paths.items():
             command = [sys.executable, "-c", _FRESH, str(path), flavor, str(Path(__file__).parent)]
             output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout
-            found.setdefault(flavor, []).append(json.loads(output))
+            found.setdefault(flavor, []).append(json.loads(output.splitlines()[-1]))  # Keras prints too
     lines = [
         [
             flavor,

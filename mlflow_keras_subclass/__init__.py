@@ -9,6 +9,9 @@ Architecture
 
 Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads this table and holds that::
 
+    cli              the command line
+    catalog          the logged models of a tracking store
+    checking         check() before training, export() to Keras' own formats
     autolog          fit logs itself
     callbacks        ModelCheckpoint; imports Keras, and is imported when it is first asked for
     checkpoints      load_checkpoint, and the search for it
@@ -20,12 +23,16 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     proof            rebuilds what was just written in an isolated process and compares
     proof_worker     that process
     mlflow_api       the names of MLflow that are not public
+    pages            a comparison of two models as a web page
+    differences      what differs between two models
     inspection       what a model directory holds, without running any of it
     model_dir        write(model, …) and rebuild(verified, …): the two flows, in order
     artifacts        one part each, none imports another: class_definition (the class by value, and its source),
                      config (constructor and compile arguments, specs), structure (layers, attributes), state
                      (variables, vocabularies, optimizers), fingerprint (what it answered), provenance (git),
-                     signature, environment, loader (the copy that serves), report
+                     signature, environment, loader (the copy that serves), report (the card), page (report.html)
+    diagram          call graphs and histograms as SVG
+    call_graph       which layer calls which on whose output
     values           Python values as type-tagged JSON
     model_tree       every object of a model by its attribute path
     recorder         arguments of constructors, compile and calls, noted as the user's code runs
@@ -35,6 +42,7 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     tensors          arrays in the safetensors layout
     coercion         from what a caller has to what the model takes
     outputs          from what the model returns to what the caller gets
+    markup           web pages that need nothing but themselves
     source_lines     where in the user's source an attribute is set
     pickles          what a pickle would import, without unpickling it
     serving_options  the keys of model_config
@@ -42,6 +50,7 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     patches          a patch without what must not be kept
     credentials      finds secrets in text
     repository       questions to git that end in time and run nothing
+    progress         a bar for long writes
     manifest         the format: file names, versions, strict JSON
     specs            nested structures of shape and dtype
     files            writing with digests
@@ -58,6 +67,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_keras_subclass import recorder
 from mlflow_keras_subclass.autolog import autolog
+from mlflow_keras_subclass.checking import CheckResult, check, export
 from mlflow_keras_subclass.checkpoints import find_checkpoints, load_checkpoint
 from mlflow_keras_subclass.errors import (
     CaptureError,
@@ -94,6 +104,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FLAVOR_NAME",
     "CaptureError",
+    "CheckResult",
     "CheckpointError",
     "ClassDefinitionError",
     "DeviceError",
@@ -112,6 +123,8 @@ __all__ = [
     "UntrustedCodeError",
     "__version__",
     "autolog",
+    "check",
+    "export",
     "find_checkpoints",
     "get_default_conda_env",
     "get_default_pip_requirements",

@@ -182,7 +182,7 @@ class _Training:
     def _with_callback(self, callbacks: Any, model_id: str | None) -> Any:
         kind = importlib.import_module("mlflow.keras").MlflowCallback
         keras_list = self._api.keras.callbacks.CallbackList
-        given = callbacks.callbacks if isinstance(callbacks, keras_list) else self._api.keras.tree.flatten(callbacks)
+        given = callbacks.callbacks if isinstance(callbacks, keras_list) else self._api.flat(callbacks)
         given = [item for item in given if item is not None]
         for item in given:
             if isinstance(item, self._api.keras.callbacks.EarlyStopping):
@@ -287,7 +287,7 @@ def _rows(api: KerasApi, batch: Any) -> Any:
     inputs = batch[0] if isinstance(batch, tuple) and batch else batch
     if inputs is None:
         return None
-    return api.keras.tree.map_structure(lambda leaf: np.array(api.value(leaf)[:_EXAMPLE_ROWS]), inputs)
+    return api.map_structure(lambda leaf: np.array(api.value(leaf)[:_EXAMPLE_ROWS]), inputs)
 
 
 def _log_stopping(api: KerasApi, callbacks: Any) -> None:

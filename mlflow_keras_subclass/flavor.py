@@ -29,7 +29,7 @@ from mlflow_keras_subclass.artifacts import environment, report
 from mlflow_keras_subclass.artifacts import provenance as provenances
 from mlflow_keras_subclass.errors import KerasSubclassError
 from mlflow_keras_subclass.pyfunc import FLAVOR_NAME, flavor_configuration, open_verified, prefer_backend
-from mlflow_keras_subclass.staging import Request, Staged, scratch, stage
+from mlflow_keras_subclass.staging import Request, Staged, copy_summary, scratch, stage
 from mlflow_keras_subclass.trust import TrustPolicy
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
 DIGEST_TAG = "mlflow_keras_subclass.manifest_sha256"
 PROOF_TAG = "mlflow_keras_subclass.proof"
 
+_QUIET_VARIABLE = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 _NOTE_TAG = "mlflow.note.content"
 _COMMIT_TAG = "mlflow.source.git.commit"
 _logger = logging.getLogger(__name__)
@@ -54,8 +55,9 @@ _logger = logging.getLogger(__name__)
 class _Prepared:
     """What ``Model.log`` takes for a flavor: its ``save_model`` links the staged files to where MLflow wants them."""
 
-    def __init__(self, staged: Staged) -> None:
+    def __init__(self, staged: Staged, mirror: Path | None) -> None:
         self._staged = staged
+        self._mirror = mirror
         self.model_id: str | None = None
 
     def save_model(self, path: str, mlflow_model: Model, **_: Any) -> None:
@@ -63,6 +65,8 @@ class _Prepared:
         # Links and no moves: MLflow removes its directory when an upload fails, and the model must outlive that.
         shutil.copytree(self._staged.root, path, dirs_exist_ok=True, copy_function=_link)
         self._staged.complete(Path(path), mlflow_model)
+        if self._mirror is not None:
+            copy_summary(Path(path), self._mirror)
 
 
 def _link(source: str, target: str) -> None:
@@ -229,6 +233,7 @@ def log_model(
     prove: bool | str = True,
     bundle: bool | None = None,
     include_optimizer: bool = True,
+    log_run_artifacts: str | bool = False,
     **kwargs: Any,
 ) -> ModelInfo:
     """Log a subclassed Keras model to MLflow.
@@ -267,6 +272,8 @@ def log_model(
             ``mlflow_keras_subclass.proof`` of the logged model is ``pending``, then ``proven`` or ``failed: …``.
         bundle: See ``save_model``.
         include_optimizer: See ``save_model``.
+        log_run_artifacts: ``"summary"`` also puts what a person reads (model card, report, configuration, source) into
+            the run's own artifacts, as ``<name>_summary``; weights are stored once in any case.
         **kwargs: What else ``mlflow.models.Model.log`` takes: ``resources``, ``auth_policy``, ``prompts``, ``run_id``,
             ``validate_serving_input``.
 
@@ -277,6 +284,8 @@ def log_model(
         ProofError: What was written does not come back as ``model`` is.
     """
     _refuse_unknown(kwargs)
+    if log_run_artifacts not in (False, "summary"):
+        raise KerasSubclassError(f"log_run_artifacts: expected False or 'summary', got {log_run_artifacts!r}.")
     request = Request(
         model=model,
         custom_objects=custom_objects,
@@ -305,7 +314,7 @@ def log_model(
         if model_config is not None:
             kwargs["model_config"] = str(model_config) if isinstance(model_config, Path) else model_config
         all_tags, all_params = _tags(staged, tags, prove), _params(staged, params)
-        prepared = _Prepared(staged)
+        prepared = _Prepared(staged, root.parent / "summary" if log_run_artifacts else None)
         try:
             info: ModelInfo = Model.log(
                 artifact_path=artifact_path,
@@ -327,9 +336,12 @@ def log_model(
             _keep(staged, prepared, error, filled=model_id is not None)
             raise
         undo.pop_all()
+        if log_run_artifacts:
+            _mirror(info, root.parent / "summary", name or artifact_path or "model")
     _describe(info, staged, all_tags, all_params, filled=model_id is not None)
     if later is not None:
         later.start(lambda result: _set_proof(info.model_id, result))
+    _announce(info)
     return info
 
 
@@ -450,11 +462,36 @@ def _describe(
         _logger.warning("The model was logged, but its description or tags could not be set: %s", error)
 
 
+def _announce(info: ModelInfo) -> None:
+    """One line on standard error with the model's URI and where to look at it, unless MLflow's own are off."""
+    if os.environ.get(_QUIET_VARIABLE, "false").lower() in ("true", "1"):
+        return
+    store = mlflow.get_tracking_uri()
+    where = f"mlflow ui --backend-store-uri {store}"
+    if store.startswith(("http://", "https://")):
+        experiment = mlflow.get_logged_model(info.model_id).experiment_id
+        where = f"{store.rstrip('/')}/#/experiments/{experiment}/models/{info.model_id}"
+    print(f"Logged {info.model_uri}: {where}", file=sys.stderr)
+
+
+def _mirror(info: ModelInfo, folder: Path, name: str) -> None:
+    """Put what a person reads into the run; a run-level file hides the logged model on the run's page."""
+    if info.run_id is None:
+        _logger.warning("log_run_artifacts: the model was logged outside a run, so there is none to put a summary in.")
+        return
+    try:
+        mlflow.MlflowClient().log_artifacts(info.run_id, str(folder), f"{name}_summary")
+    except (MlflowException, OSError) as error:
+        _logger.warning("The model was logged, but its summary could not be put into the run: %s", error)
+
+
 def _complete_existing(
     client: mlflow.MlflowClient, model_id: str, tags: Mapping[str, Any], params: Mapping[str, Any]
 ) -> None:
     model = client.get_logged_model(model_id)
-    missing = {key: str(value) for key, value in tags.items() if key not in model.tags or key == DIGEST_TAG}
+    missing = {
+        key: str(value) for key, value in tags.items() if key not in model.tags or key in (DIGEST_TAG, PROOF_TAG)
+    }
     client.set_logged_model_tags(model_id, missing)
     if new := {key: str(value) for key, value in params.items() if key not in model.params}:
         client.log_model_params(model_id, new)

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from mlflow_keras_subclass.artifacts import environment, provenance
+from mlflow_keras_subclass.artifacts import provenance
 from mlflow_keras_subclass.artifacts.class_definition import DefinitionRecord
 from mlflow_keras_subclass.artifacts.provenance import GitRecord
 from mlflow_keras_subclass.errors import FormatError
@@ -23,6 +23,7 @@ from mlflow_keras_subclass.manifest import (
     CONFIG_FILE,
     MLMODEL_FILE,
     OBJECTS_FILE,
+    REQUIREMENTS_FILE,
     SOURCE_DIR,
     STRUCTURE_FILE,
     Manifest,
@@ -112,7 +113,7 @@ def inspect_model(root: Path, policy: TrustPolicy | None = None) -> Inspection:
         sources=tuple(_source(verified, name) for name in names if name.startswith(f"{SOURCE_DIR}/")),
         pickles=tuple(scan(verified.read_bytes(name), name) for name in (CLASS_FILE, OBJECTS_FILE) if name in names),
         git=provenance.read(verified),
-        requirements=tuple(_unlisted(root / environment.REQUIREMENTS_FILE).splitlines()),
+        requirements=tuple(_unlisted(root / REQUIREMENTS_FILE).splitlines()),
         loader_module=_loader_module(root),
     )
 

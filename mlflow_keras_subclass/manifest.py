@@ -34,8 +34,10 @@ __all__ = [
     "MLMODEL_FILE",
     "OBJECTS_FILE",
     "OPTIMIZER_FILE",
+    "PAGE_FILE",
     "PATCH_FILE",
     "PROOF_FILE",
+    "REQUIREMENTS_FILE",
     "SIGNATURE_FILE",
     "SOURCE_DIR",
     "STATE_FILE",
@@ -55,6 +57,8 @@ FORMAT_VERSION = 1
 DATA_DIR = "keras_subclass"
 CODE_DIR = "code"
 MLMODEL_FILE = "MLmodel"
+REQUIREMENTS_FILE = "requirements.txt"
+PAGE_FILE = "report.html"
 BUNDLE_PREFIX = "_mks_rt_"
 # Beside our folder, since a signature cannot cover itself.
 SIGNATURE_FILE = "keras_subclass.sig.json"

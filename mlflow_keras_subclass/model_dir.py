@@ -28,6 +28,7 @@ from mlflow_keras_subclass.artifacts import class_definition, config, fingerprin
 from mlflow_keras_subclass.artifacts.class_definition import DefinitionRecord, is_user_defined
 from mlflow_keras_subclass.artifacts.provenance import GitRecord
 from mlflow_keras_subclass.artifacts.state import VariableRecord
+from mlflow_keras_subclass.call_graph import CallGraph, watched
 from mlflow_keras_subclass.coercion import Arrays, coerce, example_arrays
 from mlflow_keras_subclass.errors import CaptureError, ClassDefinitionError, Finding, PredictError, RebuildError
 from mlflow_keras_subclass.files import ArtifactWriter, FileEntry
@@ -56,6 +57,7 @@ from mlflow_keras_subclass.values import Decoder, Encoder
 __all__ = [
     "ModelFacts",
     "add_json",
+    "call_on_zeros",
     "compare",
     "read_specs",
     "rebuild",
@@ -86,6 +88,12 @@ class ModelFacts:
     serialization_format: str
     routes: Mapping[str, str]
     user_modules: tuple[str, ...]
+    call_graph: CallGraph
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether it was rebuilt elsewhere and compared."""
+        return any(entry.path == f"{DATA_DIR}/{PROOF_FILE}" for entry in self.manifest.files)
 
 
 def write(
@@ -148,7 +156,7 @@ class _Write:
             definitions = self._write_definitions(tree, document, serialization_format)
         findings.raise_any()
         variables = state.write_variables(self._api, tree, self._writer)
-        outputs = _output_spec(self._api, self._model, inputs)
+        outputs, graph = _output_spec(self._api, self._model, inputs, tree.layers)
         document |= {"definitions": definitions.record.to_json(), "opaque": _opaque(self._encoder)}
         document |= _specs_to_json(inputs, outputs)
         self._writer.write_json(CONFIG_FILE, document)
@@ -177,6 +185,7 @@ class _Write:
             serialization_format=definitions.record.serialization_format,
             routes=definitions.record.routes,
             user_modules=tuple(sorted({module.name.partition(".")[0] for module in definitions.record.modules})),
+            call_graph=graph,
         )
 
     def _describe(self, stated: Mapping[str, Any] | None, findings: _Findings) -> dict[str, Any]:
@@ -326,14 +335,19 @@ def _probe(example: Any, inputs: InputSpec) -> Arrays:
         raise PredictError(f"input_example: {error.message}") from None
 
 
-def _output_spec(api: KerasApi, model: Any, inputs: InputSpec | None) -> Structure | None:
+def _output_spec(
+    api: KerasApi, model: Any, inputs: InputSpec | None, layers: Mapping[str, Any]
+) -> tuple[Structure | None, CallGraph]:
+    """What the model returns, and which layers call each other while Keras works that out."""
     if inputs is None:
-        return None
+        return None, CallGraph()
     try:
-        return observe(api.symbolic_outputs(model, inputs), "float32")
+        with watched(api, layers) as graph:
+            returned = api.symbolic_outputs(model, inputs)
+        return observe(returned, "float32"), graph
     except Exception:
         # The user's call may need concrete values. The spec is information for the signature, which then has none.
-        return None
+        return None, CallGraph()
 
 
 def _specs_to_json(inputs: InputSpec | None, outputs: Structure | None) -> dict[str, Any]:
@@ -600,8 +614,7 @@ class _Rebuild:
         inputs, _ = config.read_specs(self._config)
         if inputs is not None and any(item.path not in tree.variables for item in variables if item.kind != "metric"):
             # A layer that makes variables only when it is called.
-            args, kwargs = inputs.map(_zeros)
-            model(*args, **kwargs)
+            call_on_zeros(model, inputs)
             tree = self._walk(model)
         structure.set_trainable(records, tree, {item.path: item.trainable for item in variables})
         structure.restore_order(self._api, records, tree)
@@ -662,6 +675,12 @@ def _by_key(record: DefinitionRecord, custom_objects: Mapping[str, Any]) -> dict
                 found[key] = custom_objects[name]
                 break
     return found
+
+
+def call_on_zeros(model: Any, inputs: InputSpec) -> None:
+    """Call ``model`` once as it was called when it was logged."""
+    args, kwargs = inputs.map(_zeros)
+    model(*args, **kwargs)
 
 
 def _zeros(spec: ArraySpec) -> Any:

@@ -20,12 +20,13 @@ import yaml
 from mlflow.models import Model, ModelSignature
 
 from mlflow_keras_subclass import model_dir, proof
-from mlflow_keras_subclass.artifacts import config, environment, loader, report
+from mlflow_keras_subclass.artifacts import config, environment, loader, page, report
 from mlflow_keras_subclass.artifacts import signature as signatures
+from mlflow_keras_subclass.artifacts.page import Heading
 from mlflow_keras_subclass.artifacts.report import Card, TensorRow
 from mlflow_keras_subclass.artifacts.signature import Example
 from mlflow_keras_subclass.errors import CaptureError, KerasSubclassError, ProofError
-from mlflow_keras_subclass.manifest import CODE_DIR, DATA_DIR
+from mlflow_keras_subclass.manifest import CODE_DIR, DATA_DIR, PAGE_FILE, REQUIREMENTS_FILE, SOURCE_DIR
 from mlflow_keras_subclass.model_dir import ModelFacts
 from mlflow_keras_subclass.outputs import named_specs
 from mlflow_keras_subclass.pyfunc import FLAVOR_NAME
@@ -33,9 +34,11 @@ from mlflow_keras_subclass.rehearsal import rehearse
 from mlflow_keras_subclass.serving_options import PREDICT_PARAMS, ServingOptions
 from mlflow_keras_subclass.specs import ArraySpec, InputSpec, Structure
 
-__all__ = ["Request", "Staged", "scratch", "stage"]
+__all__ = ["Request", "Staged", "copy_summary", "scratch", "stage"]
 
 _EXTRA_FILES_DIR = "extra_files"
+_READABLE = (report.REPORT_FILE, PAGE_FILE, REQUIREMENTS_FILE)
+_READABLE_SUFFIXES = (".csv", ".json", ".txt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +93,27 @@ class Staged:
             python_env=environment.PYTHON_FILE,
             model_config=self.options.to_config(),
         )
+        page.write(root, self._heading(mlflow_model.model_id), self.facts.call_graph)
         card = report.card(self.card(root, mlflow_model.model_id))
         (root / report.REPORT_FILE).write_bytes(card.encode("utf-8"))
         mlflow_model.model_size_bytes = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
         mlflow_model.save(str(root / "MLmodel"))
+
+    def _heading(self, model_id: str | None) -> Heading:
+        facts, versions = self.facts, self.facts.manifest.versions
+        changed = {True: ", uncommitted changes", False: "", None: ""}[facts.git.dirty]
+        return Heading(
+            class_name=facts.class_name,
+            model_class=facts.model_class,
+            doc=facts.doc,
+            uri=f"models:/{model_id}" if model_id else None,
+            facts=(
+                f"{facts.parameter_count:,} parameters, {facts.trainable_count:,} trainable",
+                f"commit {facts.git.commit[:10]}{changed}" if facts.git.commit else "no commit",
+                "proven to come back" if facts.is_proven else "not proven",
+                f"Keras {versions.keras}, {versions.backend} {versions.backend_version}, Python {versions.python}",
+            ),
+        )
 
     def card(self, root: Path, model_id: str | None) -> Card:
         """The record of the model card."""
@@ -118,6 +138,18 @@ class Staged:
             manifest_sha256=facts.manifest_sha256,
             files=tuple(sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())),
         )
+
+
+def copy_summary(root: Path, target: Path) -> None:
+    """Copy what a person reads of a model directory; neither arrays nor pickles."""
+    target.mkdir()
+    readable = [root / name for name in _READABLE]
+    readable += [path for path in sorted((root / DATA_DIR).iterdir()) if path.suffix in _READABLE_SUFFIXES]
+    for path in readable:
+        if path.is_file():
+            shutil.copy2(path, target / path.name)
+    if (root / DATA_DIR / SOURCE_DIR).is_dir():
+        shutil.copytree(root / DATA_DIR / SOURCE_DIR, target / SOURCE_DIR)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import numpy as np
 from mlflow_keras_subclass.errors import CaptureError, FormatError, IntegrityError
 from mlflow_keras_subclass.files import ArtifactWriter
 from mlflow_keras_subclass.manifest import parse_json
+from mlflow_keras_subclass.progress import progress
 
 __all__ = ["TensorFile", "TensorSource", "write_tensors"]
 
@@ -44,6 +45,7 @@ _CODES = {
     "complex64": "C64",
 }
 _NAMES = {code: name for name, code in _CODES.items()}
+_SAMPLED_BLOCKS = 64
 _MAX_HEADER_BYTES = 100 * 2**20
 
 
@@ -78,13 +80,14 @@ def write_tensors(writer: ArtifactWriter, name: str, sources: Mapping[str, Tenso
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     digests = {}
-    with writer.open(name) as file:
+    with writer.open(name) as file, progress(offset, f"Writing {name}") as advance:
         file.write(struct.pack("<Q", len(text)))
         file.write(text)
         for key, source in sources.items():
             data = _bytes_of(key, source)
             file.write(data)
             digests[key] = hashlib.sha256(data).hexdigest()
+            advance(len(data))
     return digests
 
 
@@ -148,6 +151,20 @@ class TensorFile:
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise IntegrityError(f"{self._name}: changed: {key!r} does not have the sha256 recorded for it.")
         return array
+
+    def sample(self, key: str, count: int) -> np.ndarray[Any, Any]:
+        """At most ``count`` values of the array ``key``, flat, from all over it; of a large one little is read."""
+        shape, dtype, offset = self._arrays[key]
+        total, item = math.prod(shape), _numpy_dtype(dtype)
+        if total <= count:
+            return self.read(key).reshape(-1)
+        block = count // _SAMPLED_BLOCKS
+        starts = [number * (total - block) // (_SAMPLED_BLOCKS - 1) for number in range(_SAMPLED_BLOCKS)]
+        pieces = []
+        for start in starts:
+            self._file.seek(self._start + offset + start * item.itemsize)
+            pieces.append(np.frombuffer(self._file.read(block * item.itemsize), dtype=item))
+        return np.concatenate(pieces)
 
     def _entry(self, key: str, entry: Any) -> tuple[tuple[int, ...], str, int]:
         match entry:

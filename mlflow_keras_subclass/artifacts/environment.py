@@ -1,9 +1,9 @@
 """The environment that serves a model: requirements pinned from what is installed, and MLflow's files for them.
 
 Reads distribution metadata instead of running the model in a subprocess, which takes MLflow's own flavors 10 to 40
-seconds a save. Imports errors; must not import Keras. All names that MLflow (3.17.2) keeps private for writing an
-environment are imported here and nowhere else: they had the same names and parameters in every release from 2.0 on,
-and there is no public way to write these files for a directory that holds a model already.
+seconds a save. Imports errors and manifest; must not import Keras. All names that MLflow (3.17.2) keeps private for
+writing an environment are imported here and nowhere else: they had the same names and parameters in every release from
+2.0 on, and there is no public way to write these files for a directory that holds a model already.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from mlflow.utils.environment import (
     _validate_env_arguments,
 )
 
+from mlflow_keras_subclass.manifest import REQUIREMENTS_FILE
+
 __all__ = [
     "CONDA_FILE",
     "CONSTRAINTS_FILE",
     "PACKAGE",
     "PYTHON_FILE",
-    "REQUIREMENTS_FILE",
     "check_arguments",
     "conda_environment",
     "inferred",
@@ -43,7 +44,6 @@ PACKAGE = "mlflow-keras-subclass"
 # MLflow's names; its tools look for these files.
 CONDA_FILE = "conda.yaml"
 PYTHON_FILE = "python_env.yaml"
-REQUIREMENTS_FILE = "requirements.txt"
 CONSTRAINTS_FILE = "constraints.txt"
 
 _ALWAYS = ("mlflow", "keras", "cloudpickle", "numpy")

@@ -19,6 +19,7 @@ from mlflow_keras_subclass.manifest import (
     MANIFEST_FILE,
     OBJECTS_FILE,
     OPTIMIZER_FILE,
+    PAGE_FILE,
     PATCH_FILE,
     PROOF_FILE,
     SOURCE_DIR,
@@ -34,6 +35,7 @@ __all__ = ["REPORT_FILE", "Card", "TensorRow", "card", "note"]
 REPORT_FILE = "README.md"
 
 _GUIDE = {
+    PAGE_FILE: "all of it on one page: the diagram of the calls, layers, weights, source, proof",
     f"{DATA_DIR}/{CONFIG_FILE}": "the class, its constructor's arguments, input and output spec, how it was compiled",
     f"{DATA_DIR}/{STRUCTURE_FILE}": "every layer: its path, class, arguments, dtype policy, trainable or not",
     f"{DATA_DIR}/{SUMMARY_FILE}": "Keras' summary of the model",
@@ -116,7 +118,7 @@ def note(record: Card) -> str:
         _facts(record),
         _load(record),
         _fenced("sh", _serve_command(record)),
-        "More in README.md under Artifacts.",
+        "More in README.md and report.html under Artifacts.",
     ]
     return "\n\n".join(parts) + "\n"
 
