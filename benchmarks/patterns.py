@@ -165,8 +165,8 @@ CASES = {
     "no argument": Case("`Model()`", NoArgument),
     "required argument": Case("`Model(5)`", lambda: RequiredArgument(5)),
     "defaults changed": Case(
-        "`Model(units=5, temperature=7.0)`, where both have defaults; takes `**kwargs`",
-        lambda: DefaultsChanged(units=5, temperature=7.0),
+        "`Model(temperature=7.0)`, where all arguments have defaults; takes `**kwargs`",
+        lambda: DefaultsChanged(temperature=7.0),
     ),
     "dict argument": Case(
         '`Model({"custom_layer": {"param1": 10, "param2": 0.5}})`',
