@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-faults golden test-jax test-real test-torch test-ui lint format comparison clean
+.PHONY: bench bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-faults golden test-jax test-real test-torch test-ui docs lint format comparison clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -106,6 +106,9 @@ test-ui: $(READY)  ## MLflow's pages in a real Chromium (apt install chromium ch
 	$(BIN)/python -m pytest ui
 golden: $(READY)  ## Make the golden artifact of a new format version
 	$(BIN)/python tests/golden/make.py
+
+docs: $(READY)  ## Build the documentation into site/, without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
