@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-faults golden test-jax test-real test-torch test-ui docs lint format comparison clean
+.PHONY: bench bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-faults golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -84,6 +84,9 @@ test-real: .venvs/real/.ready .venvs/real-source/.ready  ## Models of published 
 
 test-torch: .venvs/torch/.ready  ## The zoo with Keras on torch
 	KERAS_BACKEND=torch .venvs/torch/bin/python -m pytest tests/test_zoo.py
+
+test-tf-keras: .venvs/tf-keras/.ready  ## The zoo of Keras 2 subclasses, on tf_keras
+	TF_USE_LEGACY_KERAS=1 .venvs/tf-keras/bin/python -m pytest tests/test_zoo.py
 
 bench: bench-predict bench-start bench-serve  ## All benchmarks, ratios against MLflow's own flavors
 

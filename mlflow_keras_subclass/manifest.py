@@ -87,11 +87,15 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Versions:
-    """Versions of what wrote the artifact; ``python_magic`` is the hexadecimal bytecode magic number."""
+    """Versions of what wrote the artifact; ``python_magic`` is the hexadecimal bytecode magic number.
+
+    ``keras_distribution`` is the package that the model is made of: ``keras`` or ``tf_keras``.
+    """
 
     python: str
     python_magic: str
     keras: str
+    keras_distribution: str
     backend: str
     backend_version: str
     numpy: str
@@ -144,7 +148,11 @@ def parse_manifest(data: bytes) -> Manifest:
         )
     for key in ("created_at", "model_class"):
         _require_text(value[key], f"{MANIFEST_FILE}: {key}")
-    versions = _record(value["versions"], Versions, f"{MANIFEST_FILE}: versions", known_only=False)
+    stated = value["versions"]
+    if isinstance(stated, dict):
+        # Artifacts that do not say it are of Keras 3: the first ones could be of nothing else.
+        stated = {"keras_distribution": "keras", **stated}
+    versions = _record(stated, Versions, f"{MANIFEST_FILE}: versions", known_only=False)
     for key, text in versions.items():
         _require_text(text, f"{MANIFEST_FILE}: versions.{key}")
     return Manifest(

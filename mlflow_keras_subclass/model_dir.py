@@ -377,6 +377,7 @@ def _versions(api: KerasApi) -> Versions:
         python=platform.python_version(),
         python_magic=MAGIC_NUMBER.hex(),
         keras=api.version,
+        keras_distribution=api.distribution,
         backend=api.backend,
         backend_version=api.backend_version,
         numpy=np.__version__,
@@ -540,7 +541,7 @@ class _Rebuild:
         self._custom_objects = dict(custom_objects)
         self._config = verified.read_json(CONFIG_FILE)
         self._structure = verified.read_json(STRUCTURE_FILE)
-        self._api = keras_api.for_runtime()
+        self._api = keras_api.for_runtime(verified.manifest.versions.keras_distribution)
 
     def run(self, *, compile: bool, device: str | None) -> Any:
         api, verified = self._api, self._verified

@@ -67,7 +67,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Se
     verified = open_verified(Path(path).parent, TrustPolicy.from_environment())
     options = ServingOptions.from_config(model_config)
     prefer_backend(verified.manifest)
-    api = keras_api.for_runtime()
+    api = keras_api.for_runtime(verified.manifest.versions.keras_distribution)
     api.enable_memory_growth()
     if (threads := options.threads or threads_of_a_worker()) is not None:
         api.set_threads(threads)
@@ -208,9 +208,18 @@ def flavor_configuration(root: Path) -> dict[str, Any]:
     return dict(flavors[FLAVOR_NAME])
 
 
+# What `tf.keras` is; TensorFlow reads it once.
+_LEGACY_VARIABLE = "TF_USE_LEGACY_KERAS"
+
+
 def prefer_backend(manifest: Manifest) -> None:
-    """Choose the backend that the model was logged with, if Keras was not imported yet and nobody else chose."""
+    """Choose the backend that the model was logged with, if Keras was not imported yet and nobody else chose.
+
+    The same for what ``tf.keras`` is, which TensorFlow decides once.
+    """
     backend = manifest.versions.backend
+    if manifest.versions.keras_distribution == "tf_keras" and "tensorflow" not in sys.modules:
+        os.environ.setdefault(_LEGACY_VARIABLE, "1")
     if "keras" not in sys.modules and importlib.util.find_spec(backend) is not None:
         os.environ.setdefault("KERAS_BACKEND", backend)
 

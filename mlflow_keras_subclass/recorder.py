@@ -7,7 +7,7 @@ attribute. Notes are kept by identity with weak keys: a class may be unhashable 
 Why notes are needed: ``keras.Model.__new__`` (3.0 to 3.15.1) hides the constructor's arguments from Keras' own
 bookkeeping, so that the config it derives for a subclass holds the defaults instead of the values passed.
 
-Module state: the three note books below. There is one Keras in a process, and so one recorder.
+Module state: the three note books below. One recorder for every Keras of the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import os
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -82,7 +82,8 @@ def arm() -> None:
     if os.environ.get(RECORDER_VARIABLE, "on").lower() in ("off", "0", "false"):
         return
     # "keras.src.models.model" would fire before keras.Model has its final bases; the package's own end does not.
-    wrapt.register_post_import_hook(_instrument, "keras")
+    for name in ("keras", "tf_keras"):
+        wrapt.register_post_import_hook(_instrument, name)
 
 
 def constructor_arguments(instance: Any) -> Arguments | None:
@@ -118,7 +119,9 @@ def _instrument(keras: types.ModuleType) -> None:
         _replace(base, "__new__", _noting_new, static=True)
     # Private: the one place that sees a call's arguments bound to names, converted, and inside Keras, where no
     # frame of ours shows in a user's traceback or is converted by autograph. A test notices when it moves.
-    if hasattr(layer, "_maybe_build"):
+    if keras.__name__ == "tf_keras":
+        _replace(layer, "_get_input_masks", functools.partial(_noting_legacy_call, model))
+    elif hasattr(layer, "_maybe_build"):
         _replace(layer, "_maybe_build", functools.partial(_noting_call, model))
     for base in model.__mro__:
         if "compile" in vars(base):
@@ -139,6 +142,7 @@ def _constructed_bases(keras: types.ModuleType) -> list[type]:
         keras.initializers.Initializer,
         keras.regularizers.Regularizer,
         keras.constraints.Constraint,
+        *([keras.optimizers.legacy.Optimizer] if keras.__name__ == "tf_keras" else []),
     ]
 
 
@@ -186,10 +190,27 @@ def _noting_call(model: type, original: Callable[..., Any]) -> Callable[..., Any
     return _maybe_build
 
 
+def _noting_legacy_call(model: type, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _get_input_masks(self: Any, inputs: Any, input_list: Any, args: Any, kwargs: Any) -> Any:
+        if issubclass(type(self), model):
+            _note(self, [inputs, *args], kwargs, _positional(inspect.signature(self.call).parameters.values()))
+        return original(self, inputs, input_list, args, kwargs)
+
+    return _get_input_masks
+
+
 def _note_call(model: Any, call_spec: Any) -> None:
     parameters = inspect.signature(model.call).parameters.values()
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = _positional(parameters)
     args, kwargs = _as_passed(dict(call_spec.user_arguments_dict), names, parameters)
+    _note(model, args, kwargs, names)
+
+
+def _positional(parameters: Iterable[inspect.Parameter]) -> list[str]:
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _note(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], names: list[str]) -> None:
     spec = observe_call(args, kwargs, names, "float32")
     known = _CALLED.get(model)
     _CALLED.put(model, spec if known is None else known.generalized(spec))
@@ -259,7 +280,7 @@ def _held(value: Any) -> Any:
         return kind(_held(item) for item in value)
     if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and value.nbytes <= _COPIED_ARRAY_BYTES:
         return value.copy()
-    if hasattr(value, "_tracker") and _under_construction(value):
+    if (hasattr(value, "_tracker") or hasattr(value, "_self_tracked_trackables")) and _under_construction(value):
         return _Weak(weakref.ref(value))
     return value
 

@@ -339,6 +339,7 @@ def _flavor(facts: ModelFacts, code: str | None) -> dict[str, Any]:
 def _write_environment(request: Request, staged: Staged) -> None:
     defaults = environment.requirements(
         backend=staged.facts.manifest.versions.backend,
+        distribution=staged.facts.manifest.versions.keras_distribution,
         imports=staged.facts.third_party,
         bundled=loader.is_bundle(staged.loader_module),
     )

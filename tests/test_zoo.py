@@ -10,7 +10,8 @@ import pytest
 from zoo import names_of_cases
 
 HERE = Path(__file__).parent
-BACKEND = os.environ.get("KERAS_BACKEND", "tensorflow")
+LEGACY = os.environ.get("TF_USE_LEGACY_KERAS") == "1"
+BACKEND = "tf_keras" if LEGACY else os.environ.get("KERAS_BACKEND", "tensorflow")
 
 
 @pytest.fixture(scope="module")

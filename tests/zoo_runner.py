@@ -6,6 +6,7 @@ where the zoo cannot be imported, and prints a JSON object with one verdict for 
 
 import importlib
 import json
+import os
 import pathlib
 import pickle
 import sys
@@ -21,6 +22,8 @@ import mlflow_keras_subclass as mks  # noqa: E402 - warnings are off first
 from mlflow_keras_subclass import keras_api, recorder  # noqa: E402
 from mlflow_keras_subclass.outputs import flattened  # noqa: E402
 
+DISTRIBUTION = "tf_keras" if os.environ.get("TF_USE_LEGACY_KERAS") == "1" else "keras"
+
 
 @dataclass(frozen=True)
 class Loggable:
@@ -31,12 +34,8 @@ class Loggable:
     random: bool = False
 
 
-def as_called(inputs):
-    import keras
-
-    return keras.tree.map_structure(
-        lambda item: text(item) if str(getattr(item, "dtype", "")) == "object" else item, inputs
-    )
+def as_called(api, inputs):
+    return api.map_structure(lambda item: text(item) if str(getattr(item, "dtype", "")) == "object" else item, inputs)
 
 
 def text(array):
@@ -46,9 +45,7 @@ def text(array):
 
 
 def flat(api, outputs):
-    import numpy as np
-
-    return [np.asarray(api.keras.ops.convert_to_numpy(item)) for item in api.keras.tree.flatten(outputs)]
+    return [api.value(item) for item in api.flat(outputs)]
 
 
 def listed(outputs):
@@ -69,10 +66,10 @@ def differences(expected, got):
 
 def log(folder, serialization_format, only):
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
-    import keras
     from zoo import CASES, modules
 
-    for name, _ in modules(keras.backend.backend()):
+    keras = importlib.import_module(DISTRIBUTION)
+    for name, _ in modules(keras.backend.backend() if DISTRIBUTION == "keras" else DISTRIBUTION):
         importlib.import_module(f"zoo.{name}")  # registers its cases
     verdicts = {}
     for name, case in CASES.items():
@@ -92,14 +89,14 @@ def log_case(path, case, serialization_format):
     mks.save_model(model, path, serialization_format=serialization_format)
     api = keras_api.for_model(model)
     # Before any call, which may change a seed or a recurrent state.
-    state = [(variable.path.rpartition("/")[2], api.value(variable)) for variable in model.variables]
+    state = [(api.name_of(variable), api.value(variable)) for variable in model.variables]
     spec = recorder.observed_input_spec(model)
     served = []
     if inputs and not case.stateful:
         arrays = spec.flatten(inputs, {})
         call = api.compiled(model, spec, device=None, jit_compile=False)
         served = [arrays, listed(flattened(call(*spec.bind(arrays))))]
-    native = flat(api, model(*as_called(inputs))) if inputs and not case.random else []
+    native = flat(api, model(*as_called(api, inputs))) if inputs and not case.random else []
     trainable = len(model.trainable_variables)
     (path / "reference.pickle").write_bytes(pickle.dumps((inputs, native, served, state, trainable)))
     return "logged"
@@ -127,7 +124,7 @@ def load_case(path):
         if not problem and len(model.trainable_variables) != trainable:
             problem = f"{trainable} trainable variables became {len(model.trainable_variables)}"
         if not problem and native:
-            problem = differences(native, flat(api, model(*as_called(inputs))))
+            problem = differences(native, flat(api, model(*as_called(api, inputs))))
         if not problem and served:
             arrays, expected = served
             data = arrays[None] if set(arrays) == {None} else arrays

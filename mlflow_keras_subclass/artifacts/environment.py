@@ -52,15 +52,18 @@ _BUNDLED = ("wrapt",)
 _logger = logging.getLogger(__name__)
 
 
-def requirements(*, backend: str, imports: Iterable[str] = (), bundled: bool = True) -> list[str]:
+def requirements(
+    *, backend: str, imports: Iterable[str] = (), bundled: bool = True, distribution: str = "keras"
+) -> list[str]:
     """Pinned requirements of a model: what loading needs, its backend, and what its source imports.
 
     Args:
         backend: The backend of Keras: ``tensorflow``, ``jax`` or ``torch``.
         imports: Top-level names of the modules that the user's source imports.
         bundled: Whether the model carries its own loader; if not, this package is a requirement.
+        distribution: The package of Keras that the model is made of: ``keras`` or ``tf_keras``.
     """
-    names = {*_ALWAYS, *(_BUNDLED if bundled else (PACKAGE,)), *_distributions(backend)}
+    names = {*_ALWAYS, *_distributions(distribution), *(_BUNDLED if bundled else (PACKAGE,)), *_distributions(backend)}
     for name in imports:
         found = _distributions(name)
         if not found:

@@ -237,7 +237,10 @@ def write_optimizers(api: KerasApi, tree: ModelTree, writer: ArtifactWriter) -> 
     sources: dict[str, TensorSource] = {}
     records: dict[str, Any] = {}
     for path, optimizer in tree.optimizers.items():
-        trained, variables = api.trained_variables(optimizer), api.optimizer_variables(optimizer)
+        trained, variables = (
+            api.trained_variables(optimizer, tree.variables.values()),
+            api.optimizer_variables(optimizer),
+        )
         unknown = [api.name_of(variable) for variable in trained if id(variable) not in paths]
         if unknown:
             raise CaptureError(

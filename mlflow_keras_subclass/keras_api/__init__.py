@@ -15,10 +15,11 @@ from typing import Any
 from mlflow_keras_subclass.errors import CaptureError
 from mlflow_keras_subclass.keras_api.common import KerasApi
 from mlflow_keras_subclass.keras_api.keras3 import Keras3Api
+from mlflow_keras_subclass.keras_api.legacy import LegacyApi
 
 __all__ = ["KerasApi", "for_model", "for_runtime"]
 
-_SIDES: dict[str, type[KerasApi]] = {Keras3Api.distribution: Keras3Api}
+_SIDES: dict[str, type[KerasApi]] = {side.distribution: side for side in (Keras3Api, LegacyApi)}
 
 
 def for_runtime(distribution: str = "keras") -> KerasApi:

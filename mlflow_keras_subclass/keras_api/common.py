@@ -128,6 +128,10 @@ class KerasApi(abc.ABC):
         symbols = [self.keras.Input(batch_shape=shape, dtype=dtype) for shape, dtype in inputs]
         return self.keras.Sequential([*symbols, *layers], name=name)
 
+    def batch_shape(self, input_layer: Any) -> tuple[int | None, ...]:
+        """The shape that an input layer takes, with its batch dimension."""
+        return tuple(input_layer.batch_shape)
+
     # --- state
 
     def attributes(self, owner: Any) -> Mapping[str, Any]:
@@ -210,8 +214,11 @@ class KerasApi(abc.ABC):
         """Iterations, slots and everything else that an optimizer keeps."""
 
     @abc.abstractmethod
-    def trained_variables(self, optimizer: Any) -> list[Any]:
-        """The variables that an optimizer was built on, in its order; none if it was not built."""
+    def trained_variables(self, optimizer: Any, candidates: Iterable[Any] = ()) -> list[Any]:
+        """The variables that an optimizer was built on, in its order; none if it was not built.
+
+        Where the optimizer names them only, they are looked for among the ``candidates``.
+        """
 
     @abc.abstractmethod
     def build_optimizer(self, optimizer: Any, variables: Sequence[Any]) -> None:

@@ -27,7 +27,7 @@ def is_purely_keras(keras: Any, config: Any) -> bool:
             registered = config.get("registered_name")
             if registered not in (None, name) or ">" in str(registered):
                 return False
-            if not (module == "builtins" or module.split(".")[0] == keras.__name__):
+            if not (module == "builtins" or module.split(".")[0] in (keras.__name__, "keras")):
                 return False
             if module == "builtins" and registered == "function":
                 return _is_keras_function_name(keras, config.get("config"))

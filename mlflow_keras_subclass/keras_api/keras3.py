@@ -134,7 +134,7 @@ class Keras3Api(KerasApi):
     def optimizer_variables(self, optimizer: Any) -> list[Any]:
         return list(optimizer.variables)
 
-    def trained_variables(self, optimizer: Any) -> list[Any]:
+    def trained_variables(self, optimizer: Any, candidates: Iterable[Any] = ()) -> list[Any]:
         # Private: no public list of the variables that an optimizer was built on, and in which order.
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         return list(getattr(inner, "_trainable_variables", ())) if optimizer.built else []

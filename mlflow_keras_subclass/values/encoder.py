@@ -381,7 +381,7 @@ class _Encoding:
     def _sequential(self, value: Any, where: str) -> Any:
         layers = [self.value(layer, f"{where}.layers[{number}]") for number, layer in enumerate(value.layers)]
         inputs = [
-            {"shape": list(layer.batch_shape), "dtype": str(layer.dtype)}
+            {"shape": list(self._api.batch_shape(layer)), "dtype": str(layer.dtype)}
             for layer in self._api.sublayers(value)[:1]
             if type(layer).__name__ == "InputLayer"
         ]

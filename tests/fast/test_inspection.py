@@ -46,7 +46,8 @@ def write_model(root, definitions, objects=None):
     writer.write_json("config.json", {"definitions": written.record.to_json()})
     writer.write_json("structure.json", {"layers": {}})
     provenance.write(writer, written.source_files, fallback=root, provenance="off")
-    keys = ("python", "python_magic", "keras", "backend", "backend_version", "numpy", "cloudpickle", "mlflow")
+    keys = ("python", "python_magic", "keras", "keras_distribution", "backend", "backend_version")
+    keys += ("numpy", "cloudpickle", "mlflow")
     versions = Versions(**dict.fromkeys(keys, "1"), mlflow_keras_subclass="0")
     manifest = Manifest(
         format_version=1, created_at="2026-11-24T08:00:00Z", model_class="m:N", versions=versions, files=writer.entries

@@ -12,6 +12,7 @@ VERSIONS = {
     "python": "3.11.7",
     "python_magic": "a70d0d0a",
     "keras": "3.15.1",
+    "keras_distribution": "keras",
     "backend": "tensorflow",
     "backend_version": "2.21.0",
     "numpy": "2.4.6",

@@ -48,7 +48,8 @@ def save(root, repository, *names, record=None):
         provenance.write(writer, [repository / name for name in names], fallback=repository)
     else:
         writer.write_json("git.json", record.to_json())
-    keys = ("python", "python_magic", "keras", "backend", "backend_version", "numpy", "cloudpickle", "mlflow")
+    keys = ("python", "python_magic", "keras", "keras_distribution", "backend", "backend_version")
+    keys += ("numpy", "cloudpickle", "mlflow")
     versions = Versions(**dict.fromkeys(keys, "1"), mlflow_keras_subclass="0")
     manifest = Manifest(
         format_version=1, created_at="2026-11-24T08:00:00Z", model_class="m:N", versions=versions, files=writer.entries

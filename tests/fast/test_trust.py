@@ -27,6 +27,7 @@ def root(tmp_path):
             python="3",
             python_magic="00",
             keras="3",
+            keras_distribution="keras",
             backend="tensorflow",
             backend_version="2",
             numpy="2",
