@@ -1,0 +1,121 @@
+"""A live or rebuilt model compared with what is stored: bit for bit, and by asking it again.
+
+Imports the parts, and nothing else of this package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from mlflow_keras_subclass import keras_api
+from mlflow_keras_subclass.artifacts import config, fingerprint, state, structure
+from mlflow_keras_subclass.artifacts.class_definition import is_user_defined
+from mlflow_keras_subclass.keras_api import KerasApi
+from mlflow_keras_subclass.manifest import (
+    ARRAYS_FILE,
+    CONFIG_FILE,
+    STRUCTURE_FILE,
+)
+from mlflow_keras_subclass.model_tree import walk
+from mlflow_keras_subclass.specs import InputSpec, Structure
+from mlflow_keras_subclass.tensors import TensorFile
+from mlflow_keras_subclass.trust import VerifiedModel
+from mlflow_keras_subclass.values import Encoder
+
+__all__ = ["compare", "read_specs", "stored_arrays", "unchanged", "verify_predictions", "with_digests"]
+
+
+@contextlib.contextmanager
+def unchanged(api: KerasApi, model: Any) -> Iterator[None]:
+    """Call ``model`` inside; state and attributes that a call changes are put back afterwards."""
+    tree = walk(api, model, is_user_defined)
+    fixed = {path: item for path, item in tree.variables.items() if not api.is_trainable(item)}
+    values = {path: api.value(item) for path, item in fixed.items()}
+    try:
+        yield
+    finally:
+        for path, variable in fixed.items():
+            if not np.array_equal(api.value(variable), values[path]):
+                api.assign(variable, values[path])
+        now = walk(api, model, is_user_defined).attributes
+        for path, attribute in tree.attributes.items():
+            if path in now and now[path].value is not attribute.value:
+                with contextlib.suppress(TypeError, AttributeError):
+                    attribute.replace(attribute.value)
+
+
+def compare(verified: VerifiedModel, model: Any) -> dict[str, Any]:
+    """Compare a rebuilt model with what is stored, variables bit for bit; returns how many of each were compared.
+
+    ``not_stored`` are attributes that the live model had and the rebuilt one lacks, because they have no data form.
+
+    Raises:
+        RebuildError: Something differs.
+    """
+    api = keras_api.for_model(model)
+    tree = walk(api, model, is_user_defined)
+    layout = verified.read_json(STRUCTURE_FILE)
+    structure.compare_layers(layout["layers"], tree)
+    variables = state.read_variables(verified)
+    state.compare_values(api, variables, tree)
+    encoder = Encoder(api, is_user_defined)
+    not_stored = structure.compare_attributes(
+        layout["attributes"],
+        tree,
+        current=lambda path, value: with_digests(
+            structure.capture_attribute(path, value, encoder), encoder.arrays.__getitem__
+        ),
+        recorded_as=lambda value: with_digests(value, stored_arrays(verified)),
+    )
+    return {
+        "layers": len(layout["layers"]),
+        "variables": len(variables),
+        "attributes": len(layout["attributes"]),
+        "not_stored": not_stored,
+    }
+
+
+def verify_predictions(verified: VerifiedModel, model: Any) -> dict[str, str]:
+    """Ask a rebuilt model what it was asked when it was logged; the result for each entry point.
+
+    Raises:
+        RebuildError: It answers differently.
+    """
+    api = keras_api.for_model(model)
+    spec, _ = read_specs(verified)
+    return fingerprint.verify(verified, api, model, spec, functools.partial(unchanged, api, model))
+
+
+def read_specs(verified: VerifiedModel) -> tuple[InputSpec | None, Structure | None]:
+    """Input and output spec of the stored model."""
+    return config.read_specs(verified.read_json(CONFIG_FILE))
+
+
+def stored_arrays(verified: VerifiedModel) -> Callable[[str], np.ndarray[Any, Any]]:
+    """A function that reads one of the arrays that values refer to, by its name."""
+
+    def read(name: str) -> np.ndarray[Any, Any]:
+        with verified.open(ARRAYS_FILE) as (file, size):
+            return TensorFile(file, size, ARRAYS_FILE).read(name)
+
+    return read
+
+
+def with_digests(value: Any, arrays: Callable[[str], np.ndarray[Any, Any]]) -> Any:
+    """An encoded value in which arrays are named by their content, so that two can be compared."""
+    if isinstance(value, list):
+        return [with_digests(item, arrays) for item in value]
+    if not isinstance(value, dict):
+        return value
+    for tag in ("$array", "$scalar", "$tensor"):
+        if isinstance(value.get(tag), str):
+            array = arrays(value[tag])
+            content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+            return {tag: [array.dtype.str, list(array.shape), content]}
+    return {key: with_digests(item, arrays) for key, item in value.items()}
