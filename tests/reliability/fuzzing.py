@@ -3,6 +3,7 @@
 ``python fuzzing.py 100000`` prints its counts (``make test-fuzz``). It imports no Keras.
 """
 
+import dataclasses
 import io
 import json
 import random
@@ -51,8 +52,7 @@ def artifact(root):
     writer.write_json("config.json", {"definitions": DEFINITION, "input_spec": None})
     writer.write_json("git.json", GitRecord(status="off").to_json())
     writer.write_text("source/m.py", "class N:\n    pass\n")
-    keys = ("python", "python_magic", "keras", "backend", "backend_version", "numpy", "cloudpickle", "mlflow")
-    versions = Versions(**dict.fromkeys(keys, "1"), mlflow_keras_subclass="0")
+    versions = Versions(**{field.name: "1" for field in dataclasses.fields(Versions)})
     manifest = Manifest(
         format_version=1, created_at="2026-11-24T08:00:00Z", model_class="m:N", versions=versions, files=writer.entries
     )
