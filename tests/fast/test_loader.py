@@ -50,7 +50,8 @@ def test_a_plain_import_cannot_be_renamed() -> None:
 def test_bundle_holds_what_loading_imports_and_nothing_of_saving() -> None:
     files = loader.bundle().files
 
-    assert {"__init__.py", "pyfunc.py", "model_dir/rebuilding.py", "keras_api/inference.py", "values/__init__.py"} <= files.keys()
+    needed = {"__init__.py", "pyfunc.py", "model_dir/rebuilding.py", "keras_api/inference.py", "values/__init__.py"}
+    assert needed <= files.keys()
     assert not {"flavor.py", "staging.py", "proof.py", "proof_worker.py", "artifacts/loader.py"} & files.keys()
     for path, data in files.items():
         assert not imports(ast.parse(data), PACKAGE), path
