@@ -74,6 +74,8 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with tracking(tmp_path_factory.mktemp("tracking")) as uri:
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
+        # Another module's experiment, still active in this process, is not on this server.
+        mlflow.set_experiment("end to end")
         yield uri
         mlflow.set_tracking_uri(before[0])
         mlflow.set_registry_uri(before[1])

@@ -133,7 +133,8 @@ class _Rebuild:
             structure.put_layers(records, self._walk(model), decoder, replaced)
             tree = self._build(model, decoder)
             found = structure.mismatched_layers(records, tree, shapes, lambda item: self._api.shape_and_dtype(item)[0])
-            if not found or replaced:
+            # A class of the caller's own that makes other layers is another class, not a model changed afterwards.
+            if not found or replaced or self._custom_objects:
                 return model, decoder
             replaced = found
 
