@@ -89,7 +89,7 @@ def log_case(path, case, serialization_format):
     mks.save_model(model, path, serialization_format=serialization_format)
     api = keras_api.for_model(model)
     # Before any call, which may change a seed or a recurrent state.
-    state = [(api.name_of(variable), api.value(variable)) for variable in model.variables]
+    state = [(api.name_of(variable), api.value(variable)) for variable in model.variables if api.is_variable(variable)]
     spec = recorder.observed_input_spec(model)
     served = []
     if inputs and not case.stateful:
@@ -119,7 +119,7 @@ def load_case(path):
     try:
         model = mks.load_model(path)
         api = keras_api.for_model(model)
-        values = [api.value(variable) for variable in model.variables]
+        values = [api.value(variable) for variable in model.variables if api.is_variable(variable)]
         problem = differences([value for _, value in state], values)
         if not problem and len(model.trainable_variables) != trainable:
             problem = f"{trainable} trainable variables became {len(model.trainable_variables)}"

@@ -23,6 +23,9 @@ from mlflow_keras_subclass.specs import ArraySpec, InputSpec
 
 __all__ = ["LegacyApi"]
 
+# What recurrent and adapted layers of Keras' own derive when they are built, and the function that adapted them.
+_DERIVED = frozenset({"state_spec", "_adapt_function"})
+
 
 class LegacyApi(KerasApi):
     """The seam to the package ``tf_keras``."""
@@ -69,7 +72,9 @@ class LegacyApi(KerasApi):
     # --- state
 
     def hidden_attributes(self, owner: Any) -> frozenset[str]:
-        return self.internal_attributes if isinstance(owner, self.keras.layers.Layer) else frozenset()
+        if not isinstance(owner, self.keras.layers.Layer):
+            return frozenset()
+        return self.internal_attributes | _DERIVED if self.is_own(owner) else self.internal_attributes
 
     @functools.cached_property
     def internal_attributes(self) -> frozenset[str]:

@@ -35,7 +35,10 @@ __all__ = ["compare", "read_specs", "stored_arrays", "unchanged", "verify_predic
 def unchanged(api: KerasApi, model: Any) -> Iterator[None]:
     """Call ``model`` inside; state and attributes that a call changes are put back afterwards."""
     tree = walk(api, model, is_user_defined)
-    fixed = {path: item for path, item in tree.variables.items() if not api.is_trainable(item)}
+    # A call changes what is not trained, and variables that Keras does not know, such as states of tf_keras.
+    changeable = {path for path, kind in tree.kinds.items() if kind == "untracked"}
+    variables = tree.variables.items()
+    fixed = {path: item for path, item in variables if path in changeable or not api.is_trainable(item)}
     values = {path: api.value(item) for path, item in fixed.items()}
     try:
         yield

@@ -148,7 +148,8 @@ class _Rebuild:
         """
         records = self._structure["layers"]
         tree = self._compile(model, decoder) if compile else self._walk(model)
-        if missing := [path for path in records if path not in tree.layers]:
+        missing = [path for path in records if path not in tree.layers]
+        if missing and not self._custom_objects:
             with self._api.unlocked(tree.layers.values()):
                 structure.put_layers(records, tree, decoder, missing)
             tree = self._build(model, decoder)

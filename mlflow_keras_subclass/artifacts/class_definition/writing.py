@@ -354,7 +354,13 @@ def _against_import(definitions: Mapping[str, Any]) -> list[str]:
 
 
 def _first_open(routes: Mapping[str, str]) -> str:
-    return "source" if routes["cloudpickle"] and not routes["source"] else "cloudpickle"
+    """The pickle; the source where that alone works, and running it again makes the same values.
+
+    A module that holds weights or a large array would make new ones: the pickle is asked for, and its refusal names
+    them.
+    """
+    holds_state = "is a live Keras" in routes["cloudpickle"] or " MB (" in routes["cloudpickle"]
+    return "source" if routes["cloudpickle"] and not routes["source"] and not holds_state else "cloudpickle"
 
 
 def _refuse(survey: _Survey, routes: Mapping[str, str], options: _Options) -> None:
