@@ -329,7 +329,7 @@ def compare_attributes(
         now = None if attribute is None else current(path, attribute.value)
         if "code" in value and now != value:
             differing.append(path)
-        elif now is None or not _is_opaque(now) or now["$type"] != value["$type"]:
+        elif (now is None or not _is_opaque(now) or now["$type"] != value["$type"]) and not _is_of_keras(value):
             not_stored.append(path)
     if differing:
         raise RebuildError(
@@ -337,6 +337,11 @@ def compare_attributes(
             "the constructor from its arguments; a function that is put on the model afterwards must be a named one."
         )
     return not_stored
+
+
+def _is_of_keras(value: Mapping[str, Any]) -> bool:
+    """Whether Keras put it there: the history of the last fit, which a rebuilt model was not part of."""
+    return str(value["$type"]).startswith(("keras.", "tf_keras."))
 
 
 def _is_opaque(value: Any) -> bool:

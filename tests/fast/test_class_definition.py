@@ -865,7 +865,7 @@ def test_source_is_taken_where_the_pickle_cannot(project: Path, tmp_path: Path) 
         project,
         "reopens",
         """
-        HANDLE = open(__file__)
+        HANDLE = open(__file__, "ab")
         class Net:
             def call(self, x):
                 return HANDLE.name
