@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
-__all__ = ["ArtifactReader", "ArtifactWriter", "FileEntry", "HashingFile", "to_json"]
+__all__ = ["ArtifactReader", "ArtifactWriter", "FileEntry", "HashingFile", "link_or_copy", "to_json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,3 +111,11 @@ class ArtifactWriter:
 def to_json(value: Mapping[str, Any]) -> str:
     """``value`` as the JSON text that this package writes: indented, sorted keys, UTF-8 kept, NaN refused."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """One more name for a file, or a copy where links cannot be made: on another file system, say."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -28,6 +28,7 @@ from mlflow_keras_subclass import keras_api, model_dir, proof
 from mlflow_keras_subclass.artifacts import environment, report
 from mlflow_keras_subclass.artifacts import provenance as provenances
 from mlflow_keras_subclass.errors import KerasSubclassError
+from mlflow_keras_subclass.files import link_or_copy
 from mlflow_keras_subclass.pyfunc import FLAVOR_NAME, flavor_configuration, open_verified, prefer_backend
 from mlflow_keras_subclass.staging import Request, Staged, copy_summary, scratch, stage
 from mlflow_keras_subclass.trust import TrustPolicy
@@ -63,17 +64,10 @@ class _Prepared:
     def save_model(self, path: str, mlflow_model: Model, **_: Any) -> None:
         self.model_id = mlflow_model.model_id
         # Links and no moves: MLflow removes its directory when an upload fails, and the model must outlive that.
-        shutil.copytree(self._staged.root, path, dirs_exist_ok=True, copy_function=_link)
+        shutil.copytree(self._staged.root, path, dirs_exist_ok=True, copy_function=link_or_copy)
         self._staged.complete(Path(path), mlflow_model)
         if self._mirror is not None:
             copy_summary(Path(path), self._mirror)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _keep(staged: Staged, prepared: _Prepared, error: Exception, *, filled: bool) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 
 from mlflow_keras_subclass import model_dir
 from mlflow_keras_subclass.errors import ProofError
+from mlflow_keras_subclass.files import link_or_copy
 from mlflow_keras_subclass.manifest import CODE_DIR, DATA_DIR, PROOF_FILE
 from mlflow_keras_subclass.model_dir import ModelFacts
 
@@ -94,7 +95,7 @@ class Later:
         self._forced = forced
         for name in (DATA_DIR, CODE_DIR):
             if (root / name).is_dir():
-                shutil.copytree(root / name, self._folder / name, copy_function=_link)
+                shutil.copytree(root / name, self._folder / name, copy_function=link_or_copy)
 
     def start(self, done: Callable[[str], None]) -> threading.Thread:
         """Prove in a thread that the process waits for at its end; ``done`` gets ``proven`` or what differs."""
@@ -114,13 +115,6 @@ class Later:
             done(f"failed: {error.message}")
         finally:
             self.discard()
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copy2(source, target)
 
 
 def _compare(root: Path, facts: ModelFacts, *, forced: bool) -> ProofRecord:
