@@ -527,9 +527,11 @@ def test_forms_of_a_classifier(classifier: Any, tmp_path: Path) -> None:
 
 
 def test_a_classifier_can_be_evaluated_by_mlflow(classifier: Any, tmp_path: Path) -> None:
-    frame = pd.DataFrame(X.astype(np.float64), columns=list("abcd"))
+    # Nearly an odd function: a row and its negative are of two classes, and the evaluation needs two.
+    both = np.concatenate([X, -X])
+    frame = pd.DataFrame(both.astype(np.float64), columns=list("abcd"))
     mks.save_model(classifier, tmp_path / "m", model_config={"output": "class"}, input_example=frame)
-    labels = np.asarray(classifier(X)).argmax(axis=1)
+    labels = np.asarray(classifier(both)).argmax(axis=1)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     try:
@@ -547,8 +549,8 @@ def test_a_classifier_can_be_evaluated_by_mlflow(classifier: Any, tmp_path: Path
         mlflow.set_tracking_uri(before)
 
     assert result.metrics["accuracy_score"] == 1.0
-    found = mlflow.pyfunc.load_model(str(tmp_path / "m")).predict(frame.set_index(pd.Index(list("vwxyz"))))
-    assert (found.tolist(), found.index.tolist()) == (labels.tolist(), list("vwxyz"))
+    found = mlflow.pyfunc.load_model(str(tmp_path / "m")).predict(frame.set_index(pd.Index(list("qrstuvwxyz"))))
+    assert (found.tolist(), found.index.tolist()) == (labels.tolist(), list("qrstuvwxyz"))
 
 
 @pytest.mark.parametrize(
