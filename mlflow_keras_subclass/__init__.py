@@ -53,6 +53,7 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     progress         a bar for long writes
     manifest         the format: file names, versions, strict JSON
     specs            nested structures of shape and dtype
+    weak_notes       notes about objects, by identity, as long as they live
     files            writing with digests
     errors           every error raised on purpose
     version          the version

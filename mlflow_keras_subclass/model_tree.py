@@ -3,7 +3,10 @@
 Keras tracks layers and variables that are attributes, or in lists and dicts that are; state in a plain object, a
 dataclass, a closure or a ``tf.Module`` it never sees, and loses when it saves. The tree is walked by attribute, so
 it finds those too, and names each by a path that a rebuilt instance of the same class has as well:
-``encoder.blocks[0].dense.kernel``. Imports errors and keras_api.
+``encoder.blocks[0].dense.kernel``. Imports keras_api and weak_notes.
+
+What the code of a model reads from global variables (``set_globals``) belongs to its tree too, as
+``global['train.optimizer']``: a keyword of Python is no attribute's name.
 
 Where one object can be reached by several paths, the shortest wins, then the first in alphabetical order, so that
 the name depends neither on the order of assignment nor on that of a dict.
@@ -21,8 +24,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow_keras_subclass.keras_api import KerasApi
+from mlflow_keras_subclass.weak_notes import WeakNotes
 
-__all__ = ["Attribute", "ModelTree", "walk"]
+__all__ = ["GLOBALS", "Attribute", "ModelTree", "is_global", "set_globals", "walk"]
+
+GLOBALS = "global"
+_GLOBALS: WeakNotes[dict[str, Any]] = WeakNotes()
 
 # Written by TensorFlow's and Keras' attribute tracking whenever it sees fit.
 _TRACKING_PREFIXES = ("_self_", "_obj_reference", "_tf_", "__")
@@ -91,6 +98,16 @@ class ModelTree:
         return Attribute(owner=owner, key=key, value=None, is_item=match["name"] is None)
 
 
+def set_globals(model: Any, values: Mapping[str, Any]) -> None:
+    """Note what the code of ``model`` reads from global variables, by name; ``walk`` goes there too."""
+    _GLOBALS.put(model, dict(values))
+
+
+def is_global(path: str) -> bool:
+    """Whether a path leads through a global variable."""
+    return path.startswith(f"{GLOBALS}[")
+
+
 def walk(api: KerasApi, model: Any, is_user_defined: Callable[[Any], bool]) -> ModelTree:
     """The tree of ``model`` as it is now; nothing is called, built or changed."""
     return _Walk(api, is_user_defined).run(model)
@@ -108,6 +125,9 @@ class _Walk:
     def run(self, model: Any) -> ModelTree:
         self._add("", model, "layer")
         self._drain()
+        if outside := _GLOBALS.get(model):
+            self._visit(GLOBALS, outside, "untracked")
+            self._drain()
         # Layers that no attribute leads to: those of Sequential and Functional models, or added by a closure.
         while self._add_tracked():
             self._drain()

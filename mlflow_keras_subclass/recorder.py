@@ -23,11 +23,12 @@ import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import wrapt
 
 from mlflow_keras_subclass.specs import InputSpec, observe_call
+from mlflow_keras_subclass.weak_notes import WeakNotes
 
 __all__ = [
     "RECORDER_VARIABLE",
@@ -45,8 +46,6 @@ _COPIED_ARRAY_BYTES = 2**20
 
 _INSTRUMENTED = "_mlflow_keras_subclass_instrumented"
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
@@ -56,25 +55,9 @@ class Arguments:
     kwargs: Mapping[str, Any]
 
 
-class _Notes(Generic[T]):
-    """A mapping from objects, by identity and held weakly, to notes about them."""
-
-    def __init__(self) -> None:
-        self._notes: dict[int, tuple[weakref.ref[Any], T]] = {}
-
-    def put(self, instance: Any, note: T) -> None:
-        key = id(instance)
-        notes = self._notes
-        notes[key] = (weakref.ref(instance, lambda _: notes.pop(key, None)), note)
-
-    def get(self, instance: Any) -> T | None:
-        reference, note = self._notes.get(id(instance), (None, None))
-        return note if reference is not None and reference() is instance else None
-
-
-_CONSTRUCTED: _Notes[Arguments] = _Notes()
-_COMPILED: _Notes[Arguments] = _Notes()
-_CALLED: _Notes[InputSpec] = _Notes()
+_CONSTRUCTED: WeakNotes[Arguments] = WeakNotes()
+_COMPILED: WeakNotes[Arguments] = WeakNotes()
+_CALLED: WeakNotes[InputSpec] = WeakNotes()
 
 
 def arm() -> None:

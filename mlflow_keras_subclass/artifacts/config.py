@@ -1,26 +1,29 @@
 """``config.json``: the model's class, how to construct it, what it takes and returns, and how it was compiled.
 
-Imports errors, manifest, recorder, specs, keras_api and values.
+Imports errors, manifest, model_tree, recorder, specs, keras_api and values.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlflow_keras_subclass import recorder
 from mlflow_keras_subclass.errors import CaptureError, FormatError, RebuildError
 from mlflow_keras_subclass.keras_api import KerasApi
+from mlflow_keras_subclass.model_tree import GLOBALS
 from mlflow_keras_subclass.specs import InputSpec, Structure, structure_from_json, structure_to_json
 from mlflow_keras_subclass.values import Decoder, Encoder, EncodingError, own_config
 
 __all__ = [
     "capture_compile",
     "capture_constructor",
+    "capture_globals",
     "compile_model",
     "construct",
     "read_specs",
+    "restore_globals",
     "specs_to_json",
     "unknown_arguments",
 ]
@@ -166,6 +169,47 @@ def compile_model(model: Any, compiled: Mapping[str, Any] | None, decoder: Decod
         return
     args = tuple(decoder.decode(item) for item in compiled["args"])
     _called(model.compile, args, {key: decoder.decode(item) for key, item in compiled["kwargs"].items()})
+
+
+def capture_globals(model: Any, values: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
+    """What the code of ``model`` reads from global variables, by name; ``None`` stands for the model itself.
+
+    Raises:
+        CaptureError: One of them cannot be made again.
+    """
+    return {
+        name: None if value is model else encoder.encode(value, f"{GLOBALS}[{name!r}]", opaque=False)
+        for name, value in values.items()
+    }
+
+
+def restore_globals(values: Mapping[str, Any], decoder: Decoder, put: Callable[[str, Any], None]) -> dict[str, Any]:
+    """Make the values of ``capture_globals`` again, but for the model itself; each is ``put`` in its places at once.
+
+    One may need another: what cannot be made yet is tried again after the others.
+
+    Raises:
+        RebuildError: One cannot be made.
+    """
+    made: dict[str, Any] = {}
+    waiting = [name for name, value in values.items() if value is not None]
+    while waiting:
+        failures: dict[str, Exception] = {}
+        for name in waiting:
+            try:
+                made[name] = decoder.decode(values[name])
+            except Exception as error:  # The user's constructor runs here.
+                failures[name] = error
+            else:
+                put(name, made[name])
+        if len(failures) == len(waiting):
+            name, first = next(iter(failures.items()))
+            raise RebuildError(
+                f"{name}: what the model's code reads from this variable could not be made again: "
+                f"{type(first).__name__}: {first}"
+            ) from first
+        waiting = list(failures)
+    return made
 
 
 def specs_to_json(inputs: InputSpec | None, outputs: Structure | None) -> dict[str, Any]:

@@ -8,9 +8,9 @@ writing an environment are imported here and nowhere else: they had the same nam
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,12 @@ from mlflow.utils.environment import (
 )
 
 from mlflow_keras_subclass.manifest import REQUIREMENTS_FILE
+
+if sys.version_info >= (3, 11):
+    from importlib import metadata
+else:
+    # Python 3.10's own knows a distribution's top-level modules only if an old tool wrote them down.
+    import importlib_metadata as metadata
 
 __all__ = [
     "CONDA_FILE",
@@ -132,16 +138,16 @@ def _write(path: Path, text: str) -> None:
 def _distributions(module: str) -> tuple[str, ...]:
     """Names of the installed distributions that provide the top-level ``module``."""
     try:
-        return (importlib.metadata.distribution(module).name,)
-    except importlib.metadata.PackageNotFoundError:
+        return (metadata.distribution(module).name,)
+    except metadata.PackageNotFoundError:
         # Reads every distribution's list of files, so only for names unlike their distribution's (PIL, sklearn).
-        return tuple(sorted(set(importlib.metadata.packages_distributions().get(module, ()))))
+        return tuple(sorted(set(metadata.packages_distributions().get(module, ()))))
 
 
 def _pinned(name: str) -> str:
     try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
         return name
     # A local label ("2.5.1+cu121") names a build that no index has.
     return f"{name}=={version.partition('+')[0]}"

@@ -6,7 +6,7 @@ import Keras or MLflow.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mlflow_keras_subclass.manifest import (
@@ -72,6 +72,7 @@ class Card:
 
     Attributes:
         uri: How to address it: ``models:/m-…``, or ``None`` when it lies in a directory.
+        globals: What the model's code reads from global variables and is stored with it, by name: what it is.
         files: The files of the model directory, as relative paths.
     """
 
@@ -83,6 +84,7 @@ class Card:
     outputs: tuple[TensorRow, ...]
     parameter_count: int
     trainable_count: int
+    globals: Mapping[str, str]
     commit: str | None
     branch: str | None
     remote_url: str | None
@@ -129,11 +131,19 @@ def _facts(record: Card) -> str:
         [
             f"- class: `{record.model_class}`",
             f"- parameters: {record.parameter_count:,} ({record.trainable_count:,} trainable, {fixed:,} not)",
+            *_globals(record),
             f"- commit: {_commit(record)}",
             f"- made with: Python {record.python_version}, Keras {record.keras_version}, {record.backend} "
             f"{record.backend_version}",
         ]
     )
+
+
+def _globals(record: Card) -> list[str]:
+    if not record.globals:
+        return []
+    listed = ", ".join(f"`{name}` ({what})" for name, what in record.globals.items())
+    return [f"- stored with it, because its code reads them from global variables: {listed}"]
 
 
 def _commit(record: Card) -> str:

@@ -22,7 +22,7 @@ from mlflow_keras_subclass.errors import CaptureError, FormatError, RebuildError
 from mlflow_keras_subclass.files import ArtifactWriter
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import OPTIMIZER_FILE, STATE_FILE, VOCABULARIES_DIR, WEIGHTS_TABLE_FILE
-from mlflow_keras_subclass.model_tree import ModelTree
+from mlflow_keras_subclass.model_tree import ModelTree, is_global
 from mlflow_keras_subclass.tensors import TensorFile, TensorSource, write_tensors
 from mlflow_keras_subclass.trust import VerifiedModel
 
@@ -120,8 +120,8 @@ def _row(row: list[str]) -> VariableRecord:
 
 
 def parameter_counts(records: Iterable[VariableRecord]) -> tuple[int, int]:
-    """Number of parameters, all and trainable; seeds and metrics are state, not parameters."""
-    weights = [item for item in records if item.kind in _WEIGHT_KINDS]
+    """Number of parameters, all and trainable; seeds, metrics and what is reached through globals are none of its."""
+    weights = [item for item in records if item.kind in _WEIGHT_KINDS and not is_global(item.path)]
     return sum(item.parameters for item in weights), sum(item.parameters for item in weights if item.trainable)
 
 

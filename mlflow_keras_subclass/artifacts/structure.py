@@ -359,7 +359,7 @@ def _differing(
         if _is_opaque(value):
             continue
         attribute = tree.attributes.get(path)
-        if attribute is None or _comparable(current(path, attribute.value)) != _comparable(recorded_as(value)):
+        if attribute is None or not _same(current(path, attribute.value), recorded_as(value)):
             found.append(path)
     return found
 
@@ -370,12 +370,28 @@ def _placed(path: str, attribute: Attribute | None) -> Attribute:
     return attribute
 
 
-def _comparable(value: Any) -> Any:
-    """``value`` without what differs between two builds of the same thing: the counters of automatic names."""
-    if isinstance(value, dict):
-        return {
-            key: _AUTOMATIC_NUMBER.sub("", item) if key == "name" and isinstance(item, str) else _comparable(item)
-            for key, item in value.items()
-            if key != "$id"
-        }
-    return [_comparable(item) for item in value] if isinstance(value, list) else value
+def _same(now: Any, recorded: Any, *, of_keras: bool = False) -> bool:
+    """Whether two encodings mean the same: without the counters of automatic names, and of which object came first.
+
+    A configuration of Keras' own, ``of_keras``, may lack keys that another release has, and hold tuples, which JSON
+    makes lists.
+    """
+    if isinstance(recorded, dict) and isinstance(now, dict):
+        of_keras = of_keras or "$keras" in recorded
+        missing = [recorded[key] for key in recorded.keys() - now.keys() if key != "$id"]
+        extra = [key for key in now.keys() - recorded.keys() if key != "$id"]
+        if (extra and not of_keras) or any(not of_keras or item is not None for item in missing):
+            return False
+        shared = (recorded.keys() & now.keys()) - {"$id"}
+        return all(_same(*_named(key, now[key], recorded[key]), of_keras=of_keras) for key in shared)
+    if isinstance(recorded, list | tuple) and isinstance(now, list | tuple):
+        pairs = zip(now, recorded, strict=False)
+        return len(now) == len(recorded) and all(_same(*pair, of_keras=of_keras) for pair in pairs)
+    return bool(now == recorded)
+
+
+def _named(key: str, *values: Any) -> tuple[Any, ...]:
+    """The values of a key, names without the number that Keras counts up through a process."""
+    if key != "name":
+        return values
+    return tuple(_AUTOMATIC_NUMBER.sub("", item) if isinstance(item, str) else item for item in values)

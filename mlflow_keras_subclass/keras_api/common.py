@@ -434,4 +434,5 @@ class KerasApi(abc.ABC):
 def sort_like(items: list[Any], order: Sequence[Any]) -> None:
     """Sort ``items`` in place by their positions in ``order``; what is not in it stays behind."""
     places = {id(item): number for number, item in enumerate(order)}
-    items.sort(key=lambda item: places.get(id(item), len(places)))
+    # By assignment: the lists that TensorFlow puts in place of attributes have a sort without a key.
+    items[:] = sorted(items, key=lambda item: places.get(id(item), len(places)))

@@ -6,6 +6,7 @@ Imports the parts and ``comparing``.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,12 +26,14 @@ from mlflow_keras_subclass.manifest import (
     STRUCTURE_FILE,
 )
 from mlflow_keras_subclass.model_dir.comparing import stored_arrays, with_digests
-from mlflow_keras_subclass.model_tree import ModelTree, walk
+from mlflow_keras_subclass.model_tree import ModelTree, is_global, set_globals, walk
 from mlflow_keras_subclass.specs import ArraySpec, InputSpec
 from mlflow_keras_subclass.trust import VerifiedModel
 from mlflow_keras_subclass.values import Decoder, Encoder
 
 __all__ = ["call_on_zeros", "rebuild", "restore_variables"]
+
+_logger = logging.getLogger(__name__)
 
 
 def rebuild(
@@ -94,15 +97,18 @@ class _Rebuild:
         self._custom_objects = dict(custom_objects)
         self._config = verified.read_json(CONFIG_FILE)
         self._structure = verified.read_json(STRUCTURE_FILE)
+        self._globals: Mapping[str, Any] = self._config.get("globals", {})
         self._api = keras_api.for_runtime(verified.manifest.versions.keras_distribution)
 
     def run(self, *, compile: bool, device: str | None) -> Any:
         api, verified = self._api, self._verified
         placed = api.check_device(device)
         definitions = self._definitions()
+        if self._globals and definitions.is_of_caller:
+            self._leave_globals_out()
         registered = {name: definitions.definitions[key] for name, key in definitions.registrations.items()}
         with api.device(placed), self._construction(registered | self._custom_objects):
-            variables = state.read_variables(verified)
+            variables = [item for item in state.read_variables(verified) if self._globals or not is_global(item.path)]
             model, decoder = self._construct(definitions, variables)
             tree, compiled = self._complete(model, decoder, compile=compile)
             tree = self._settle(model, tree, variables)
@@ -129,7 +135,7 @@ class _Rebuild:
                 arrays=stored_arrays(self._verified),
                 documents=(self._config, self._structure),
             )
-            model = config.construct(self._api, self._config["constructor"], decoder)
+            model = self._constructed(definitions, decoder)
             structure.put_layers(records, self._walk(model), decoder, replaced)
             tree = self._build(model, decoder)
             found = structure.mismatched_layers(records, tree, shapes, lambda item: self._api.shape_and_dtype(item)[0])
@@ -137,6 +143,21 @@ class _Rebuild:
             if not found or replaced or self._custom_objects:
                 return model, decoder
             replaced = found
+
+    def _constructed(self, definitions: class_definition.Definitions, decoder: Decoder) -> Any:
+        """The model from its constructor, and what its code reads from global variables in their places."""
+
+        def put(name: str, value: Any) -> None:
+            for setter in definitions.setters.get(name, ()):
+                setter(value)
+
+        made = config.restore_globals(self._globals, decoder, put)
+        model = config.construct(self._api, self._config["constructor"], decoder)
+        itself = {name: model for name, value in self._globals.items() if value is None}
+        for name in itself:
+            put(name, model)
+        set_globals(model, made | itself)
+        return model
 
     def _build(self, model: Any, decoder: Decoder) -> ModelTree:
         return structure.build_tree(self._api, self._structure["layers"], decoder, lambda: self._walk(model))
@@ -183,14 +204,26 @@ class _Rebuild:
         policy = self._verified.policy
         complete = policy.level == "never" and record.definitions.keys() <= given.keys()
         if complete or self._config["constructor"].get("definition") in given:
-            return class_definition.Definitions(definitions=given, objects={}, registrations={})
+            return class_definition.Definitions(definitions=given, objects={}, registrations={}, is_of_caller=True)
         has_objects = OBJECTS_FILE in self._verified.names()
         route = self._route or class_definition.choose_route(record, _proven(self._verified), has_objects=has_objects)
         policy.check_code(route, pickled=route == "cloudpickle" or has_objects)
         stored = class_definition.read(replace(record, serialization_format=route), self._verified)
-        return class_definition.Definitions(
-            definitions={**stored.definitions, **given}, objects=stored.objects, registrations=stored.registrations
+        return replace(stored, definitions={**stored.definitions, **given})
+
+    def _leave_globals_out(self) -> None:
+        """The code of the caller's own classes reads the variables of the caller's own modules."""
+        _logger.warning(
+            "%s: your own class is used, which reads its own global variables; what the logged model's code read from "
+            "%s is not restored.",
+            self._verified.root,
+            ", ".join(sorted(self._globals)),
         )
+        self._globals = {}
+        self._structure = {
+            part: {path: item for path, item in records.items() if not is_global(path)}
+            for part, records in self._structure.items()
+        }
 
     def _construction(self, registered: Mapping[str, Any]) -> Any:
         return self._api.construction(

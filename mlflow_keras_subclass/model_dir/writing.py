@@ -11,7 +11,7 @@ import importlib.metadata
 import inspect
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.util import MAGIC_NUMBER
@@ -24,6 +24,7 @@ from mlflow_keras_subclass import keras_api, recorder
 from mlflow_keras_subclass.artifacts import class_definition, config, fingerprint, provenance, state, structure
 from mlflow_keras_subclass.artifacts.class_definition import is_user_defined
 from mlflow_keras_subclass.artifacts.provenance import GitRecord
+from mlflow_keras_subclass.artifacts.state import VariableRecord
 from mlflow_keras_subclass.call_graph import CallGraph, watched
 from mlflow_keras_subclass.coercion import Arrays, coerce, example_arrays
 from mlflow_keras_subclass.errors import PredictError
@@ -44,7 +45,7 @@ from mlflow_keras_subclass.manifest import (
 )
 from mlflow_keras_subclass.model_dir.comparing import unchanged
 from mlflow_keras_subclass.model_dir.findings import Findings, refuse
-from mlflow_keras_subclass.model_tree import ModelTree, walk
+from mlflow_keras_subclass.model_tree import GLOBALS, ModelTree, set_globals, walk
 from mlflow_keras_subclass.specs import InputSpec, Structure, observe, observe_call
 from mlflow_keras_subclass.tensors import TensorSource, write_tensors
 from mlflow_keras_subclass.values import Encoder
@@ -63,6 +64,7 @@ class ModelFacts:
     output_spec: Structure | None
     parameter_count: int
     trainable_count: int
+    globals: Mapping[str, str]
     git: GitRecord
     third_party: tuple[str, ...]
     manifest: Manifest
@@ -110,8 +112,25 @@ def write(
         PredictError: The model does not take the example.
     """
     return _Write(model, root, dict(custom_objects or {}), include_optimizer=include_optimizer).run(
-        config=config, example=example, detail=provenance, serialization_format=serialization_format
+        stated=config, example=example, detail=provenance, serialization_format=serialization_format
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Captured:
+    """The live model as data; nothing is written yet."""
+
+    tree: ModelTree
+    findings: Findings
+    document: dict[str, Any]
+    layers: Mapping[str, Any]
+    attributes: Mapping[str, Any]
+    survey: class_definition.Survey
+    known: tuple[str, ...]
+
+    def new_globals(self) -> dict[str, Any]:
+        """What the code reads from outside of the model, as far as it is not captured."""
+        return {name: value for name, value in self.survey.global_values.items() if name not in self.known}
 
 
 class _Write:
@@ -123,26 +142,30 @@ class _Write:
         self._custom_objects = custom_objects
         self._writer = ArtifactWriter(root, DATA_DIR)
         self._encoder = Encoder(self._api, is_user_defined)
+        self._globals: dict[str, Any] = {}
 
     def run(
-        self, *, config: Mapping[str, Any] | None, example: Any, detail: str, serialization_format: str | None
+        self, *, stated: Mapping[str, Any] | None, example: Any, detail: str, serialization_format: str | None
     ) -> ModelFacts:
-        tree = walk(self._api, self._model, is_user_defined)
-        findings = Findings(tree)
-        with findings.collected():
-            refuse(self._model, tree)
+        captured = self._capture(stated, serialization_format)
+        while outside := captured.new_globals():
+            # Only now is it known what the code reads; these values may be made of other classes of the user.
+            self._globals |= outside
+            set_globals(self._model, self._globals)
+            self._encoder = Encoder(self._api, is_user_defined)
+            captured = self._capture(stated, serialization_format)
+        tree, findings, document = captured.tree, captured.findings, captured.document
         inputs = recorder.observed_input_spec(self._model) or _spec_of_example(self._model, example)
         probe = None if example is None or inputs is None else _probe(example, inputs)
-        document = self._describe(config, findings)
         with findings.collected():
-            self._write_structure(tree)
+            self._write_structure(captured)
         with findings.collected():
-            definitions = self._write_definitions(tree, document, serialization_format)
+            definitions = class_definition.write(self._writer, captured.survey)
         findings.raise_any()
         variables = state.write_variables(self._api, tree, self._writer)
         outputs, graph = _output_spec(self._api, self._model, inputs, tree.layers)
         document |= {"definitions": definitions.record.to_json(), "opaque": _opaque(self._encoder)}
-        document |= _specs_to_json(inputs, outputs)
+        document |= config.specs_to_json(inputs, outputs)
         self._writer.write_json(CONFIG_FILE, document)
         self._write_arrays()
         guard = functools.partial(unchanged, self._api, self._model)
@@ -160,6 +183,7 @@ class _Write:
             output_spec=outputs,
             parameter_count=total,
             trainable_count=trainable,
+            globals={name: _shown(self._api, name, value, variables) for name, value in self._globals.items()},
             git=git,
             third_party=definitions.record.third_party,
             manifest=manifest,
@@ -170,6 +194,26 @@ class _Write:
             routes=definitions.record.routes,
             user_modules=tuple(sorted({module.name.partition(".")[0] for module in definitions.record.modules})),
             call_graph=graph,
+        )
+
+    def _capture(self, stated: Mapping[str, Any] | None, serialization_format: str | None) -> _Captured:
+        tree = walk(self._api, self._model, is_user_defined)
+        findings = Findings(tree)
+        with findings.collected():
+            refuse(self._model, tree)
+        document = self._describe(stated, findings)
+        layers: Mapping[str, Any] = {}
+        with findings.collected():
+            layers = structure.capture_layers(self._api, tree, self._encoder)
+        attributes = structure.capture_attributes(tree, self._encoder)
+        return _Captured(
+            tree=tree,
+            findings=findings,
+            document=document,
+            layers=layers,
+            attributes=attributes,
+            survey=self._survey(tree, document, serialization_format),
+            known=tuple(self._globals),
         )
 
     def _describe(self, stated: Mapping[str, Any] | None, findings: Findings) -> dict[str, Any]:
@@ -183,20 +227,23 @@ class _Write:
             document["constructor"] = config.capture_constructor(api, model, self._encoder, stated)
         with findings.collected():
             document["compile"] = config.capture_compile(api, model, self._encoder)
+        with findings.collected():
+            document["globals"] = config.capture_globals(model, self._globals, self._encoder)
         return document
 
-    def _write_structure(self, tree: ModelTree) -> None:
+    def _write_structure(self, captured: _Captured) -> None:
+        tree = captured.tree
         document = {
-            "layers": structure.capture_layers(self._api, tree, self._encoder),
-            "attributes": structure.capture_attributes(tree, self._encoder),
+            "layers": captured.layers,
+            "attributes": captured.attributes,
             "vocabularies": state.write_vocabularies(self._api, tree, self._writer),
             "optimizers": state.write_optimizers(self._api, tree, self._writer) if self._include_optimizer else {},
         }
         self._writer.write_json(STRUCTURE_FILE, document)
 
-    def _write_definitions(
+    def _survey(
         self, tree: ModelTree, document: Mapping[str, Any], serialization_format: str | None
-    ) -> class_definition.Written:
+    ) -> class_definition.Survey:
         for owner in tree.owners.values():
             if is_user_defined(type(owner)):
                 self._encoder.definition(type(owner))
@@ -204,8 +251,7 @@ class _Write:
         registrations = {
             name: self._encoder.definition(item) for name, item in registered.items() if is_user_defined(item)
         }
-        return class_definition.write(
-            self._writer,
+        return class_definition.survey(
             self._encoder.definitions,
             objects=self._encoder.objects,
             registrations=registrations,
@@ -272,8 +318,13 @@ def _output_spec(
         return None, CallGraph()
 
 
-def _specs_to_json(inputs: InputSpec | None, outputs: Structure | None) -> dict[str, Any]:
-    return config.specs_to_json(inputs, outputs)
+def _shown(api: KerasApi, name: str, value: Any, variables: Iterable[VariableRecord]) -> str:
+    """What a value read from a global variable is, and how much of it is stored beside the model."""
+    if isinstance(value, np.ndarray) or api.is_tensor(value):
+        return f"array, {api.value(value).nbytes:,} bytes"
+    path = f"{GLOBALS}[{name!r}]"
+    count = sum(item.parameters for item in variables if item.path.startswith(path) and item.kind != "metric")
+    return f"{type(value).__name__}, {count:,} parameters" if count else type(value).__name__
 
 
 def _opaque(encoder: Encoder) -> dict[str, str]:

@@ -40,9 +40,10 @@ class Evil:
 
 def write_model(root, definitions, objects=None):
     writer = ArtifactWriter(root, "keras_subclass")
-    written = class_definition.write(
-        writer, definitions, objects=objects or {}, registrations={}, serialization_format="cloudpickle"
+    surveyed = class_definition.survey(
+        definitions, objects=objects or {}, registrations={}, serialization_format="cloudpickle"
     )
+    written = class_definition.write(writer, surveyed)
     writer.write_json("config.json", {"definitions": written.record.to_json()})
     writer.write_json("structure.json", {"layers": {}})
     provenance.write(writer, written.source_files, fallback=root, provenance="off")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import re
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_keras_subclass.artifacts import environment, loader
+from mlflow_keras_subclass.artifacts.environment import metadata
 from mlflow_keras_subclass.errors import KerasSubclassError
 
 PACKAGE = "mlflow_keras_subclass"
@@ -75,7 +75,7 @@ def test_requirements_of_a_bundled_model_bring_all_that_its_loader_imports() -> 
         for alias in ([item.name for item in node.names] if isinstance(node, ast.Import) else [_module(node)])
     }
     third_party = found - set(sys.stdlib_module_names) - {"", loader.bundle().name}
-    providers = importlib.metadata.packages_distributions()
+    providers = metadata.packages_distributions()
     required = _closure([re.split(r"[=<>~!]", item)[0] for item in environment.requirements(backend="torch")])
 
     assert {"numpy", "wrapt", "mlflow"} <= third_party
@@ -95,8 +95,8 @@ def _closure(names: list[str]) -> set[str]:
             continue
         found.add(name)
         try:
-            required = importlib.metadata.requires(name) or []
-        except importlib.metadata.PackageNotFoundError:
+            required = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
             continue
         names += [re.split(r"[^\w.-]", item)[0] for item in required if "extra ==" not in item]
     return found

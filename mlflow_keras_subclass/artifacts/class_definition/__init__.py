@@ -7,7 +7,8 @@ route is taken, and for every other why it is closed, if it is.
 
 ``origins`` tells whose code something is; ``closure`` finds the modules; ``pickler`` and ``objects`` write by value,
 ``runtime`` puts together again; ``namespace`` and ``imports`` run stored text under private names; ``fidelity`` tells
-whether text and live code agree; ``diagnosis`` words refusals. Must not import Keras; imports errors, files and the
+whether text and live code agree; ``global_values`` are what code reads from outside of the model; ``diagnosis`` words
+refusals. Must not import Keras; imports errors, files and the
 file names of the manifest.
 """
 
@@ -21,15 +22,17 @@ from mlflow_keras_subclass.artifacts.class_definition.records import (
     SourceModule,
     Written,
 )
-from mlflow_keras_subclass.artifacts.class_definition.writing import write
+from mlflow_keras_subclass.artifacts.class_definition.writing import Survey, survey, write
 
 __all__ = [
     "DefinitionRecord",
     "Definitions",
     "SourceModule",
+    "Survey",
     "Written",
     "choose_route",
     "is_user_defined",
     "read",
+    "survey",
     "write",
 ]

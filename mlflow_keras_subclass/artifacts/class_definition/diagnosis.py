@@ -1,6 +1,6 @@
 """Says what cannot be stored, where it is held, and what to change.
 
-Keras objects are recognised by the modules of their classes; Keras is not imported.
+Must not import Keras.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlflow_keras_subclass.artifacts.class_definition.global_values import MAX_BYTES, keras_kind, size_bytes
+
 if TYPE_CHECKING:
     from mlflow_keras_subclass.artifacts.class_definition.spaces import Space
 
 __all__ = ["Problem", "explained", "problem_with"]
 
-_MAX_BYTES = 2**20
-_KERAS = frozenset({"keras", "tf_keras"})
 _MAX_VISITED = 100_000
 
 
@@ -31,16 +31,16 @@ class Problem:
 
 def problem_with(value: Any, *, is_size_limited: bool) -> str | None:
     """Why ``value`` must not travel inside a pickle although it could, or ``None``."""
-    kind = _keras_kind(value)
+    kind = keras_kind(value)
     if kind is not None:
         return (
             f"is a live Keras {kind} ({type(value).__name__}): its weights would be frozen into the class definition. "
-            f"Create it in __init__ and keep it as an attribute of the model, or pass it as an argument"
+            f"Keep it in a variable of its own, as an attribute of the model, or pass it as an argument"
         )
-    size_bytes = _size_bytes(value) if is_size_limited else 0
-    if size_bytes > _MAX_BYTES:
+    size = size_bytes(value) if is_size_limited else 0
+    if size > MAX_BYTES:
         return (
-            f"is a {type(value).__name__} of {size_bytes / 2**20:.1f} MB ({size_bytes} bytes), more than the 1 MB that "
+            f"is a {type(value).__name__} of {size / 2**20:.1f} MB ({size} bytes), more than the 1 MB that "
             f"a class definition may hold. Pass it to __init__, or make it a weight of the model"
         )
     return None
@@ -54,31 +54,6 @@ def explained(problems: Iterable[Problem], spaces: Iterable[Space], objects: Map
         f"{paths.get(id(problem.value), f'a value of type {type(problem.value).__qualname__}')} {problem.reason}."
         for problem in problems
     ]
-
-
-def _keras_kind(value: Any) -> str | None:
-    """``model``, ``layer``, ``optimizer`` or ``metric`` for instances of these classes of Keras."""
-    names = {base.__name__ for base in type(value).__mro__ if base.__module__.partition(".")[0] in _KERAS}
-    return next((kind.lower() for kind in ("Model", "Layer", "Optimizer", "Metric") if kind in names), None)
-
-
-def _size_bytes(value: Any) -> int:
-    if isinstance(value, bytes | bytearray | str):
-        return len(value)
-    kind = type(value)
-    if isinstance(value, type) or not (hasattr(kind, "shape") and hasattr(kind, "dtype")):
-        return 0
-    try:
-        size = getattr(value, "nbytes", None)
-        if isinstance(size, int):
-            return size
-        item = getattr(value.dtype, "size", None) or getattr(value.dtype, "itemsize", None) or 4
-        count = int(item)
-        for dimension in value.shape:
-            count *= int(dimension)
-    except (AttributeError, NotImplementedError, TypeError, ValueError):
-        return 0  # A symbolic or unsized array holds no data.
-    return count
 
 
 def _paths(targets: set[int], spaces: Iterable[Space], objects: Mapping[str, Any]) -> dict[int, str]:

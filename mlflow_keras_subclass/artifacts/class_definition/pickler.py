@@ -9,6 +9,7 @@ Builds on cloudpickle and differs from it where cloudpickle leaves the artifact 
 * Locks and caches come back fresh; ``lru_cache`` and ``singledispatch`` objects of the user travel by value.
 * File names in code are replaced: they are paths of one machine, and TensorFlow's autograph would execute whatever
   text lies there. The stored text is found under the new name.
+* A live Keras object or a large array in a variable is not pickled: a stand-in with its name is.
 * Classes carry no tracker id, by which cloudpickle would overwrite the live class when it is loaded where it was made.
 
 Must not import Keras. Reads cloudpickle's private functions; the requirement is bounded accordingly.
@@ -31,6 +32,7 @@ import cloudpickle
 from cloudpickle import cloudpickle as private
 
 from mlflow_keras_subclass.artifacts.class_definition.diagnosis import Problem, problem_with
+from mlflow_keras_subclass.artifacts.class_definition.global_values import GlobalValue, is_carried
 from mlflow_keras_subclass.artifacts.class_definition.imports import is_importlib, missing_name
 from mlflow_keras_subclass.artifacts.class_definition.origins import (
     NATIVE,
@@ -114,6 +116,8 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
             return self._reduce_space(obj)
         if kind is LastVariables:
             return self._reduce_last_variables()
+        if kind is GlobalValue:
+            return Runtime.global_value, (obj.name,)
         if kind is types.CodeType:
             return self._reduce_code(obj)
         if kind is types.CellType:
@@ -165,7 +169,7 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
         new = sorted(names - space.stored)
         space.stored.update(new)
         self._want(space.wanted, [space.variables[name] for name in new])
-        return {name: space.variables[name] for name in new}
+        return {name: self._held(space.variables[name], f"{space.name}.{name}") for name in new}
 
     def _want(self, names: set[str] | frozenset[str], values: list[Any]) -> None:
         for value in values:
@@ -197,6 +201,10 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
                 return Runtime.import_attribute, place
         return Runtime.import_module, (name,)
 
+    def _held(self, value: Any, place: str) -> Any:
+        """``value``, or the stand-in for one that is stored with the model."""
+        return GlobalValue(self.spaces.global_values.name(value, place)) if is_carried(value) else value
+
     # --- functions
 
     def _reduce_function(self, function: types.FunctionType) -> Any:
@@ -208,6 +216,8 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
         if not self._is_by_value(function):
             return NotImplemented
         home = self._home(function)
+        for name, value in _cell_contents(function):
+            self._held(value, f"{original_name(function.__module__ or '')}.{function.__qualname__}({name})")
         names = code_names(function.__code__)
         variables = self._variables(function, home, names) if isinstance(home, Space) else {}
         made_of = (function.__code__, home, function.__name__, function.__closure__)
@@ -227,7 +237,8 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
         space.filenames.add(function.__code__.co_filename)
         used = {name for name in names.variables & space.variables.keys() if not _is_of_module(name)}
         space.used |= used
-        variables = {name: self._checked(space.variables[name]) for name in sorted(used)}
+        held = {name: self._held(space.variables[name], f"{space.name}.{name}") for name in sorted(used)}
+        variables = {name: self._checked(value) for name, value in held.items()}
         self._want(names.any_names, list(variables.values()))
         return variables
 
@@ -242,8 +253,9 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
         modules, absent = imported_modules(names.imports, function.__globals__)
         self.unimported |= {(function.__qualname__, name) for name in absent}
         users = [module for module in modules if self._is_user_module(module)]
-        values = [*variables.values(), *_cell_values(function)]
-        self._want(names.any_names, [*_cell_values(function), *users])
+        enclosed = [value for _, value in _cell_contents(function)]
+        values = [*variables.values(), *enclosed]
+        self._want(names.any_names, [*enclosed, *users])
         attributes = {name: getattr(function, name) for name in _ATTRIBUTES}
         attributes["__module__"] = original_name(function.__module__) if function.__module__ else None
         attributes |= {name: value for name in ("__type_params__",) if (value := getattr(function, name, ()))}
@@ -266,7 +278,7 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
 
     def _reduce_cell(self, cell: types.CellType) -> Any:
         try:
-            state = (cell.cell_contents,)
+            state = (self._held(cell.cell_contents, "closure"),)
         except ValueError:
             return Runtime.make_cell, ()
         return Runtime.make_cell, (), state, None, None, Runtime.fill_cell
@@ -300,8 +312,8 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
         state, slots = private._class_getstate(cls)
         state = {name: value for name, value in state.items() if type(value) is not types.MemberDescriptorType}
         args = (type(cls), cls.__name__, _bases(cls), keywords, None, None)
-        setter = private._class_setstate
-        return private._make_skeleton_class, args, (self._placed(state, cls), slots), None, None, setter
+        placed = self._placed(state, cls)
+        return private._make_skeleton_class, args, (placed, slots), None, None, Runtime.fill_class
 
     def _reduce_enum(self, cls: type[enum.Enum]) -> Any:
         members = {name: member.value for name, member in cls.__members__.items()}
@@ -319,9 +331,11 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
         )
 
     def _placed(self, state: dict[str, Any], cls: type) -> dict[str, Any]:
-        for value in state.values():
+        module = original_name(cls.__module__)
+        held = {name: self._held(value, f"{module}.{cls.__qualname__}.{name}") for name, value in state.items()}
+        for value in held.values():
             self._checked(value)
-        return state | {"__module__": original_name(cls.__module__)}
+        return held | {"__module__": module}
 
     # --- everything else
 
@@ -405,14 +419,15 @@ def _is_of_module(name: str) -> bool:
     )
 
 
-def _cell_values(function: types.FunctionType) -> list[Any]:
-    values = []
-    for cell in function.__closure__ or ():
+def _cell_contents(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """The free variables of a function that have a value."""
+    found = []
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
-            values.append(cell.cell_contents)
+            found.append((name, cell.cell_contents))
         except ValueError:
             continue
-    return values
+    return found
 
 
 def _singledispatch_registry(function: types.FunctionType) -> Mapping[Any, Any] | None:

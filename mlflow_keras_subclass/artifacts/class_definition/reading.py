@@ -46,9 +46,7 @@ def read(record: DefinitionRecord, reader: ArtifactReader) -> Definitions:
         live = {key: _imported(module, name, key) for key, (module, name) in record.definitions.items()}
         return Definitions(definitions=live, objects={}, registrations=record.registrations)
     sources = _sources(record, reader)
-    back = _from_pickle if route == "cloudpickle" else _from_source
-    definitions, objects = back(record, reader, sources)
-    return Definitions(definitions=definitions, objects=objects, registrations=record.registrations)
+    return _from_pickle(record, reader, sources) if route == "cloudpickle" else _from_source(record, reader, sources)
 
 
 def choose_route(record: DefinitionRecord, proven: Mapping[str, str], *, has_objects: bool) -> str:
@@ -103,9 +101,7 @@ def _imported(module: str, qualname: str, key: str) -> Any:
 # --- pickle
 
 
-def _from_pickle(
-    record: DefinitionRecord, reader: ArtifactReader, sources: ShippedSources
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _from_pickle(record: DefinitionRecord, reader: ArtifactReader, sources: ShippedSources) -> Definitions:
     redirect = Redirect(sources, lambda name: None)
     runtime = Runtime(redirect)
     payload = _unpickled(CLASS_FILE, reader, _Unpickler.factory(runtime))
@@ -117,7 +113,12 @@ def _from_pickle(
     opener = _Unpickler.factory(
         runtime, definitions=payload["definitions"], find_symbol=find_symbol, find_module=redirect.module
     )
-    return payload["definitions"], _objects(reader, opener)
+    return Definitions(
+        definitions=payload["definitions"],
+        objects=_objects(reader, opener),
+        registrations=record.registrations,
+        setters=runtime.setters,
+    )
 
 
 def _objects(reader: ArtifactReader, opener: Callable[[bytes], Any]) -> Mapping[str, Any]:
@@ -173,9 +174,7 @@ class _Unpickler(pickle.Unpickler):
 # --- source
 
 
-def _from_source(
-    record: DefinitionRecord, reader: ArtifactReader, sources: ShippedSources
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _from_source(record: DefinitionRecord, reader: ArtifactReader, sources: ShippedSources) -> Definitions:
     namespace = Namespace(sources, main_lines=record.main_lines, main_package=_main_package(record))
     sources.fill_linecache()
 
@@ -184,13 +183,14 @@ def _from_source(
 
     with namespace.loading():
         definitions = {key: _resolved(namespace, *place) for key, place in record.definitions.items()}
+        runtime = Runtime(namespace.redirect)
         opener = _Unpickler.factory(
-            Runtime(namespace.redirect),
-            definitions=definitions,
-            find_symbol=find_symbol,
-            find_module=namespace.load,
+            runtime, definitions=definitions, find_symbol=find_symbol, find_module=namespace.load
         )
-        return definitions, _objects(reader, opener)
+        objects = _objects(reader, opener)
+    return Definitions(
+        definitions=definitions, objects=objects, registrations=record.registrations, setters=runtime.setters
+    )
 
 
 def _resolved(namespace: Namespace, module: str, qualname: str) -> Any:

@@ -5,8 +5,8 @@ Imports errors and the file names only. Must not import Keras or execute anythin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -78,7 +78,7 @@ class DefinitionRecord:
         Raises:
             FormatError: A key is missing, unknown or of the wrong type, or a path leaves the source folder.
         """
-        value = _object(value, {field.name for field in fields(cls)}, "the class definition")
+        value = _object(value, {item.name for item in fields(cls)}, "the class definition")
         record = cls(
             serialization_format=_text(value["serialization_format"], "serialization_format"),
             routes=_texts(value["routes"], "routes"),
@@ -104,11 +104,17 @@ class Written:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definitions:
-    """What came back: classes and functions by key, opaque objects by key, registered names to keys."""
+    """What came back: classes and functions by key, opaque objects by key, registered names to keys.
+
+    ``setters`` put a value that the code reads from outside of the model in its places, by the value's name.
+    ``is_of_caller`` where nothing stored was read: the classes are the caller's own.
+    """
 
     definitions: Mapping[str, Any]
     objects: Mapping[str, Any]
     registrations: Mapping[str, str]
+    setters: Mapping[str, Sequence[Callable[[Any], None]]] = field(default_factory=dict)
+    is_of_caller: bool = False
 
 
 def _check_names(record: DefinitionRecord) -> None:
@@ -168,7 +174,7 @@ def _lines(value: Any) -> tuple[int, int]:
 
 
 def _module(value: Any) -> SourceModule:
-    value = _object(value, {field.name for field in fields(SourceModule)}, "modules")
+    value = _object(value, {item.name for item in fields(SourceModule)}, "modules")
     path = PurePosixPath(_text(value["path"], "modules.path"))
     if path.parts[:1] != (SOURCE_DIR,) or ".." in path.parts or str(path) != value["path"]:
         raise FormatError(f"modules.path must lie below {SOURCE_DIR}/, got {value['path']!r}.")

@@ -1,7 +1,7 @@
 """Puts pickled definitions together again: the functions that a stored pickle names, and nothing else.
 
 A pickle names them by a persistent id, not by module: the bundled copy of this package has another name. Imports the
-import redirect only; must not import Keras.
+import redirect and the stand-ins only; must not import Keras.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from cloudpickle.cloudpickle import _class_setstate
 
+from mlflow_keras_subclass.artifacts.class_definition.global_values import GlobalValue
 from mlflow_keras_subclass.artifacts.class_definition.imports import Redirect, missing_module
 
 __all__ = ["Runtime", "restored_class", "runtime_names"]
@@ -28,6 +29,19 @@ class Runtime:
     def __init__(self, redirect: Redirect) -> None:
         """Give every function the builtins of ``redirect``, so that imports in functions find shipped modules."""
         self._redirect = redirect
+        self.setters: dict[str, list[Callable[[Any], None]]] = {}
+
+    def global_value(self, name: str) -> GlobalValue:
+        """The stand-in for a value that is put in its places later, by ``setters``."""
+        return GlobalValue(name)
+
+    def _await(self, value: Any, put: Callable[[Any], None]) -> None:
+        if isinstance(value, GlobalValue):
+            self.setters.setdefault(value.name, []).append(put)
+
+    def _await_each(self, variables: Mapping[str, Any], put: Callable[[str, Any], None]) -> None:
+        for name, value in variables.items():
+            self._await(value, functools.partial(put, name))
 
     def make_module(self, name: str, is_package: bool, importable: bool) -> types.ModuleType:
         """An empty module of the user; nothing is put into ``sys.modules``."""
@@ -39,6 +53,7 @@ class Runtime:
     def fill_module(self, module: types.ModuleType, variables: Mapping[str, Any]) -> None:
         """Give a module the variables that shipped code reads from it."""
         vars(module).update(variables)
+        self._await_each(variables, vars(module).__setitem__)
 
     def fill_modules(self, filled: Iterable[tuple[types.ModuleType, Mapping[str, Any]]], _next: Any) -> None:
         """Variables that were found to be needed after their modules had been stored."""
@@ -59,6 +74,7 @@ class Runtime:
         """Attributes, ``__dict__`` and the globals that the function reads; the last item keeps modules imported."""
         attributes, dictionary, variables, _imported = state
         function.__globals__.update(variables)
+        self._await_each(variables, function.__globals__.__setitem__)
         for name, value in attributes.items():
             setattr(function, name, value)
         vars(function).update(dictionary)
@@ -70,6 +86,12 @@ class Runtime:
     def fill_cell(self, cell: types.CellType, state: tuple[Any]) -> None:
         """Put the value into a cell."""
         cell.cell_contents = state[0]
+        self._await(state[0], functools.partial(setattr, cell, "cell_contents"))
+
+    def fill_class(self, cls: type, state: tuple[Mapping[str, Any], Any]) -> None:
+        """Attributes of a class."""
+        _class_setstate(cls, state)
+        self._await_each(state[0], functools.partial(setattr, cls))
 
     def same(self, value: Any) -> Any:
         """The value itself: two live objects that are one after loading."""
@@ -95,7 +117,7 @@ class Runtime:
     def fill_enum(self, cls: type[enum.Enum], state: tuple[Any, Mapping[str, Any]]) -> None:
         """Attributes of an enum, then those that its own ``__init__`` gave to the members."""
         class_state, members = state
-        _class_setstate(cls, class_state)
+        self.fill_class(cls, class_state)
         for name, attributes in members.items():
             vars(cls.__members__[name]).update(attributes)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlflow_keras_subclass.artifacts.class_definition.global_values import GlobalValues
 from mlflow_keras_subclass.artifacts.class_definition.imports import Redirect
 from mlflow_keras_subclass.artifacts.class_definition.origins import USER, origin_of, original_name
 from mlflow_keras_subclass.artifacts.class_definition.sources import ShippedSources
@@ -70,9 +71,11 @@ class Space:
 
 
 class Spaces:
-    """All spaces that were met, by the identity of their dictionary."""
+    """All spaces that were met, by the identity of their dictionary, and the values in them that travel apart."""
 
     def __init__(self) -> None:
+        """Start with none."""
+        self.global_values = GlobalValues()
         self._spaces: dict[int, Space] = {}
 
     def __iter__(self) -> Iterator[Space]:

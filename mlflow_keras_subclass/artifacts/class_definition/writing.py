@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from mlflow_keras_subclass.artifacts.class_definition import fidelity
 from mlflow_keras_subclass.artifacts.class_definition.closure import Closure, Root, collect
@@ -38,19 +38,20 @@ from mlflow_keras_subclass.errors import ClassDefinitionError
 from mlflow_keras_subclass.files import ArtifactWriter
 from mlflow_keras_subclass.manifest import CLASS_FILE, OBJECTS_FILE
 
-__all__ = ["write"]
+__all__ = ["Survey", "survey", "write"]
 
 _NO_IDENTITY = "0" * 12
 _BIG_PICKLE_BYTES = 5 * 2**20
 _STACK_BYTES = 256 * 2**20
 _RECURSION_LIMIT = 50_000
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """The arguments of ``write``."""
+    """The arguments of ``survey``."""
 
-    writer: ArtifactWriter
     definitions: Mapping[str, Any]
     objects: Mapping[str, Any]
     registrations: Mapping[str, str]
@@ -59,9 +60,10 @@ class _Options:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Survey:
-    """What the first pass saw."""
+class Survey:
+    """What the first pass saw; nothing is written yet."""
 
+    options: _Options
     spaces: Spaces
     problems: list[Problem]
     object_problems: list[Problem]
@@ -69,6 +71,12 @@ class _Survey:
     classes: list[type]
     symbols: list[Symbol]
     unimported: set[tuple[str, str]]
+    is_deep: bool = False
+
+    @property
+    def global_values(self) -> Mapping[str, Any]:
+        """By name, the values outside of the model that are to be stored with it: layers, optimizers, large arrays."""
+        return self.spaces.global_values.values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,19 +90,17 @@ class _Sources:
     identity: str
 
 
-def write(
-    writer: ArtifactWriter,
+def survey(
     definitions: Mapping[str, Any],
     *,
     objects: Mapping[str, Any],
     registrations: Mapping[str, str],
     serialization_format: str | None = None,
     extra_modules: Sequence[str] = (),
-) -> Written:
-    """Store ``definitions`` and ``objects`` in the artifact, with the source text of all modules that they need.
+) -> Survey:
+    """Look at all that ``write`` will store.
 
     Args:
-        writer: Receives the files.
         definitions: Key to live class or function of the user.
         objects: Key to a value without a form as data; user definitions in it are stored once, as definitions.
         registrations: Keras' registered name to the key of a definition.
@@ -103,28 +109,41 @@ def write(
         extra_modules: Names of user modules that are imported in ways that cannot be seen in the text.
 
     Raises:
-        ClassDefinitionError: Something cannot be stored; all of it is named, with where it is held.
+        ClassDefinitionError: The arguments do not fit each other.
     """
     _check(serialization_format, registrations, definitions, objects)
-    options = _Options(writer, definitions, objects, registrations, serialization_format, tuple(extra_modules))
+    options = _Options(definitions, objects, registrations, serialization_format, tuple(extra_modules))
     try:
-        return _write(options)
-    except RecursionError:  # Raised by the first pass, before anything is written.
-        return _with_large_stack(lambda: _write(options))
+        return _survey(options)
+    except RecursionError:
+        surveyed = _with_large_stack(lambda: _survey(options))
+        surveyed.is_deep = True
+        return surveyed
 
 
-def _write(options: _Options) -> Written:
-    survey = _survey(options)
-    sources = _find_sources(survey, options)
-    routes = _routes(survey, sources, options)
+def write(writer: ArtifactWriter, surveyed: Survey) -> Written:
+    """Store what was surveyed, with the source text of all modules that it needs.
+
+    The values in ``surveyed.global_values`` are the caller's to store: the pickle has their names only.
+
+    Raises:
+        ClassDefinitionError: Something cannot be stored; all of it is named, with where it is held.
+    """
+    return _with_large_stack(lambda: _write(writer, surveyed)) if surveyed.is_deep else _write(writer, surveyed)
+
+
+def _write(writer: ArtifactWriter, surveyed: Survey) -> Written:
+    options = surveyed.options
+    sources = _find_sources(surveyed, options)
+    routes = _routes(surveyed, sources, options)
     chosen = options.serialization_format or _first_open(routes)
     options = replace(options, serialization_format=chosen)
-    _refuse(survey, routes, options)
-    notes = set(sources.closure.notes) | _notes(survey, sources)
+    _refuse(surveyed, routes, options)
+    notes = set(sources.closure.notes) | _notes(surveyed, sources)
     for path, data in {s.module.path: s.data for s in sources.closure.sources.values()}.items():
-        options.writer.write_bytes(path, data)
+        writer.write_bytes(path, data)
     if options.serialization_format != "import":
-        notes |= _write_pickles(survey, sources, routes, options)
+        notes |= _write_pickles(writer, surveyed, sources, routes, options)
     record = DefinitionRecord(
         serialization_format=chosen,
         routes=routes,
@@ -140,7 +159,7 @@ def _write(options: _Options) -> Written:
     return Written(record=record, source_files=tuple(sorted(files)))
 
 
-def _with_large_stack(call: Callable[[], Written]) -> Written:
+def _with_large_stack(call: Callable[[], T]) -> T:
     """Run ``call`` where long chains of functions fit: pickling them recurses on the C stack."""
     with ThreadPoolExecutor(max_workers=1) as pool, _limits_raised():
         return pool.submit(call).result()
@@ -206,7 +225,7 @@ def _scopes(options: _Options) -> list[dict[str, Any]]:
     return [*scopes, {}]
 
 
-def _survey(options: _Options) -> _Survey:
+def _survey(options: _Options) -> Survey:
     spaces = Spaces()
     unwritten: dict[str, Any] = {"identity": _NO_IDENTITY, "files": {}}
     object_problems: list[Problem] = []
@@ -215,7 +234,8 @@ def _survey(options: _Options) -> _Survey:
     problems: list[Problem] = []
     pickler = DefinitionPickler(io.BytesIO(), spaces, problems=problems, **unwritten)
     _attempt(pickler, _payload(options, opaque, {}), problems)
-    return _Survey(
+    return Survey(
+        options=options,
         spaces=spaces,
         problems=problems,
         object_problems=object_problems,
@@ -250,23 +270,23 @@ def _payload(options: _Options, opaque: ObjectPickler, stale: Mapping[str, str])
 # --- source text
 
 
-def _find_sources(survey: _Survey, options: _Options) -> _Sources:
-    named = [*options.definitions.values(), *(symbol.value for symbol in survey.symbols)]
+def _find_sources(surveyed: Survey, options: _Options) -> _Sources:
+    named = [*options.definitions.values(), *(symbol.value for symbol in surveyed.symbols)]
     tops: dict[str, set[str]] = {}
     for value in named:
         tops.setdefault(str(module_name(value)), set()).add(value.__qualname__.partition(".")[0])
-    closure = collect([*_roots(survey, tops), *_extra_roots(options)])
+    closure = collect([*_roots(surveyed, tops), *_extra_roots(options)])
     main = closure.sources.get("__main__")
-    wanted = set(tops.get("__main__", ())).union(*(s.used | s.stored for s in survey.spaces if s.name == "__main__"))
+    wanted = set(tops.get("__main__", ())).union(*(s.used | s.stored for s in surveyed.spaces if s.name == "__main__"))
     lines = fidelity.main_lines(main, wanted) if main is not None else ()
-    stale = fidelity.stale_functions(survey.functions, closure.sources)
-    changed = fidelity.changed_classes(survey.classes, closure.sources)
-    changed |= fidelity.changed_values(survey.spaces, closure.sources)
+    stale = fidelity.stale_functions(surveyed.functions, closure.sources)
+    changed = fidelity.changed_classes(surveyed.classes, closure.sources)
+    changed |= fidelity.changed_values(surveyed.spaces, closure.sources)
     texts = [(name, source.data) for name, source in closure.sources.items()]
     return _Sources(closure=closure, main_lines=lines, stale=stale, changed=changed, identity=content_id(texts, lines))
 
 
-def _roots(survey: _Survey, tops: Mapping[str, set[str]]) -> list[Root]:
+def _roots(surveyed: Survey, tops: Mapping[str, set[str]]) -> list[Root]:
     roots = [
         Root(
             name=space.live_name if space.is_importable else space.name,
@@ -274,10 +294,10 @@ def _roots(survey: _Survey, tops: Mapping[str, set[str]]) -> list[Root]:
             filenames=frozenset(space.filenames),
             wanted=frozenset(space.used | space.stored | tops.get(space.live_name, set())),
         )
-        for space in sorted(survey.spaces, key=lambda space: not space.is_importable)
+        for space in sorted(surveyed.spaces, key=lambda space: not space.is_importable)
     ]
     known = {root.name for root in roots}
-    classes = {cls.__module__ for cls in survey.classes if not is_shipped(cls)} - known
+    classes = {cls.__module__ for cls in surveyed.classes if not is_shipped(cls)} - known
     names = [name for name in sorted(classes) if origin_of(name) == USER]
     wanted = {name: frozenset(tops.get(name, ())) for name in names}
     roots += [Root(name=n, variables=live_variables(n), wanted=wanted[n]) for n in names]
@@ -287,17 +307,17 @@ def _roots(survey: _Survey, tops: Mapping[str, set[str]]) -> list[Root]:
 # --- which routes are open
 
 
-def _routes(survey: _Survey, sources: _Sources, options: _Options) -> dict[str, str]:
+def _routes(surveyed: Survey, sources: _Sources, options: _Options) -> dict[str, str]:
     definitions = options.definitions
-    problems = explained([*survey.problems, *survey.object_problems], survey.spaces, definitions)
+    problems = explained([*surveyed.problems, *surveyed.object_problems], surveyed.spaces, definitions)
     return {
         "cloudpickle": " ".join(problems),
-        "source": " ".join(_against_source(survey, sources, definitions)),
-        "import": " ".join(_against_import(definitions)),
+        "source": " ".join(_against_source(surveyed, sources, definitions)),
+        "import": " ".join(_against_import(surveyed, definitions)),
     }
 
 
-def _against_source(survey: _Survey, sources: _Sources, definitions: Mapping[str, Any]) -> list[str]:
+def _against_source(surveyed: Survey, sources: _Sources, definitions: Mapping[str, Any]) -> list[str]:
     reasons = []
     known = sources.closure.sources
     for key, value in definitions.items():
@@ -310,27 +330,29 @@ def _against_source(survey: _Survey, sources: _Sources, definitions: Mapping[str
             reasons.append(f"{key}: {module} has no attribute {qualname} that is this object.")
     reasons += [
         f"{symbol.qualname} is referred to by a stored object and is not an attribute of its module."
-        for symbol in survey.symbols
+        for symbol in surveyed.symbols
         if symbol.module is None
     ]
     reasons += [
         f"{symbol.qualname} is referred to by a stored object and there is no source text for its module."
-        for symbol in survey.symbols
+        for symbol in surveyed.symbols
         if symbol.module is not None and symbol.module not in known
     ]
     reasons += [f"{name}: the text of {what} is not what runs." for name, what in sorted(sources.stale.items())]
     reasons += [f"{name}: {what} was changed while the program ran." for name, what in sorted(sources.changed.items())]
-    unbound = _unbound(survey, sources)
+    if names := sorted(surveyed.global_values):
+        reasons.append(f"{', '.join(names)}: running the text would make them anew, without their state.")
+    unbound = _unbound(surveyed, sources)
     return reasons + [f"__main__: {name} is not set by a statement that loading may run." for name in unbound]
 
 
-def _unbound(survey: _Survey, sources: _Sources) -> list[str]:
+def _unbound(surveyed: Survey, sources: _Sources) -> list[str]:
     main = sources.closure.sources.get("__main__")
     if main is None:
         return []
     return [
         name
-        for space in survey.spaces
+        for space in surveyed.spaces
         if space.name == "__main__"
         for name in fidelity.unbound_names(space, main, sources.main_lines)
     ]
@@ -342,8 +364,8 @@ def _installed(definitions: Mapping[str, Any]) -> set[str]:
     return {module.partition(".")[0] for module in modules if origin_of(module) == INSTALLED}
 
 
-def _against_import(definitions: Mapping[str, Any]) -> list[str]:
-    reasons = []
+def _against_import(surveyed: Survey, definitions: Mapping[str, Any]) -> list[str]:
+    reasons = [f"{name}: importing would make it anew, without its state." for name in sorted(surveyed.global_values)]
     for key, value in definitions.items():
         module, qualname = _place(value)
         if module == "__main__":
@@ -363,10 +385,10 @@ def _first_open(routes: Mapping[str, str]) -> str:
     return "source" if routes["cloudpickle"] and not routes["source"] and not holds_state else "cloudpickle"
 
 
-def _refuse(survey: _Survey, routes: Mapping[str, str], options: _Options) -> None:
+def _refuse(surveyed: Survey, routes: Mapping[str, str], options: _Options) -> None:
     """Raise if the route asked for is closed, or a live Keras object or an opaque value is in the way of any."""
-    in_objects = explained(survey.object_problems, survey.spaces, options.objects)
-    in_definitions = explained(survey.problems, survey.spaces, options.definitions)
+    in_objects = explained(surveyed.object_problems, surveyed.spaces, options.objects)
+    in_definitions = explained(surveyed.problems, surveyed.spaces, options.definitions)
     if options.serialization_format == "cloudpickle":
         reasons = in_definitions + in_objects
     elif options.serialization_format == "source":
@@ -383,7 +405,7 @@ def _refuse(survey: _Survey, routes: Mapping[str, str], options: _Options) -> No
         )
 
 
-def _notes(survey: _Survey, sources: _Sources) -> set[str]:
+def _notes(surveyed: Survey, sources: _Sources) -> set[str]:
     closure = sources.closure
     notes = {f"{name}: no source text was found; only the pickle holds it." for name in closure.missing}
     notes |= {
@@ -396,29 +418,31 @@ def _notes(survey: _Survey, sources: _Sources) -> set[str]:
     }
     return notes | {
         f"{function} imports {name}, which was not imported when the model was logged: only the source route has it."
-        for function, name in survey.unimported
+        for function, name in surveyed.unimported
     }
 
 
 # --- second pass
 
 
-def _write_pickles(survey: _Survey, sources: _Sources, routes: Mapping[str, str], options: _Options) -> set[str]:
+def _write_pickles(
+    writer: ArtifactWriter, surveyed: Survey, sources: _Sources, routes: Mapping[str, str], options: _Options
+) -> set[str]:
     """Write the pickles; returns notes about them."""
     place: dict[str, Any] = {"identity": sources.identity, "files": sources.closure.file_map()}
-    spaces = survey.spaces.fresh()
+    spaces = surveyed.spaces.fresh()
     buffer = io.BytesIO()
     texts = sources.closure.sources
     opaque = ObjectPickler(buffer, spaces, definitions=options.definitions, modules_with_text=texts, **place)
     opaque.dump(dict(options.objects))
     if options.objects:
-        options.writer.write_bytes(OBJECTS_FILE, buffer.getvalue())
+        writer.write_bytes(OBJECTS_FILE, buffer.getvalue())
     if routes["cloudpickle"]:
         return set()
     buffer = io.BytesIO()
     DefinitionPickler(buffer, spaces, **place).dump(_payload(options, opaque, sources.stale))
     data = buffer.getvalue()
-    options.writer.write_bytes(CLASS_FILE, data)
+    writer.write_bytes(CLASS_FILE, data)
     if len(data) > _BIG_PICKLE_BYTES:
         return {f"{CLASS_FILE} has {len(data) / 2**20:.1f} MB: the user's modules hold large values."}
     return set()
