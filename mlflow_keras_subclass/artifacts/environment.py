@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from mlflow.environment_variables import MLFLOW_LOCK_MODEL_DEPENDENCIES
 from mlflow.models import infer_pip_requirements
 from mlflow.utils.environment import (
     _mlflow_conda_env,
@@ -120,7 +121,11 @@ def write(
     of a requirements file.
     """
     check_arguments(conda_env, pip_requirements, extra_pip_requirements)
-    if conda_env is None:
+    given = pip_requirements is not None or extra_pip_requirements is not None
+    if conda_env is None and not given and not MLFLOW_LOCK_MODEL_DEPENDENCIES.get():
+        # MLflow would compare them with what is installed, which they are read from: half of the time of a first log.
+        conda, pip, constraints = _mlflow_conda_env(additional_pip_deps=defaults, install_mlflow=False), defaults, []
+    elif conda_env is None:
         conda, pip, constraints = _process_pip_requirements(list(defaults), pip_requirements, extra_pip_requirements)
     else:
         conda, pip, constraints = _process_conda_env(conda_env)

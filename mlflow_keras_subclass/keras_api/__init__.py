@@ -9,6 +9,7 @@ never Keras itself. Imports errors and specs.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = ["KerasApi", "for_model", "for_runtime"]
 _SIDES: dict[str, type[KerasApi]] = {side.distribution: side for side in (Keras3Api, LegacyApi)}
 
 
+@functools.cache
 def for_runtime(distribution: str = "keras") -> KerasApi:
     """The seam to a Keras of this process, imported now if it was not: ``keras`` or ``tf_keras``."""
     return _SIDES[distribution](importlib.import_module(distribution))

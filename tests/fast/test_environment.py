@@ -131,3 +131,21 @@ def test_private_names_of_mlflow_are_where_they_were(module: str, name: str, par
     function = getattr(importlib.import_module(module), name)
 
     assert set(parameters) <= set(inspect.signature(function).parameters)
+
+
+def test_default_requirements_are_not_compared_with_what_they_were_read_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That comparison reads the list of files of every installed package."""
+    compared: list[Any] = []
+    monkeypatch.setattr("mlflow.utils.environment.warn_dependency_requirement_mismatches", compared.append)
+    defaults = environment.requirements(backend="tensorflow")
+
+    environment.write(tmp_path, defaults=defaults)
+    assert not compared
+    assert (tmp_path / "requirements.txt").read_text().splitlines() == defaults
+    pip = yaml.safe_load((tmp_path / "conda.yaml").read_text())["dependencies"][-1]["pip"]
+    assert pip == defaults
+
+    environment.write(tmp_path, defaults=defaults, extra_pip_requirements=["six"])
+    assert compared
