@@ -125,7 +125,7 @@ def _build_layer(api: KerasApi, layer: Any, path: str, record: Mapping[str, Any]
         api.rename(layer, record["name"])
     if not layer.built and api.dtype_policy(layer) != record["dtype_policy"]:
         api.set_dtype_policy(layer, record["dtype_policy"])
-    if not record["built"] or layer.built or api.has_default_build(layer):
+    if not record["built"] or layer.built or api.has_default_build(layer) or _was_never_called(layer, record):
         return False
     before = len(vars(layer)), len(api.sublayers(layer))
     try:
@@ -140,6 +140,16 @@ def _build_layer(api: KerasApi, layer: Any, path: str, record: Mapping[str, Any]
             f"recorded arguments {record['build']}: {error}"
         ) from error
     return not api.is_own(layer) or before != (len(vars(layer)), len(api.sublayers(layer)))
+
+
+def _was_never_called(layer: Any, record: Mapping[str, Any]) -> bool:
+    """Whether the layer said that it is built without a call of its ``build``, which would need arguments."""
+    parameters = inspect.signature(layer.build).parameters.values()
+    needs = any(
+        item.default is item.empty and item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)
+        for item in parameters
+    )
+    return needs and record["build"] is None and "build_config" not in record
 
 
 def _finish_default_build(api: KerasApi, layer: Any, record: Mapping[str, Any], decoder: Decoder) -> None:

@@ -388,3 +388,27 @@ class DictOutput(keras.Model):
 @case()
 def nested_output():
     return called(DictOutput(), {"x": X})
+
+
+class SaysItIsBuilt(keras.Model):
+    def __init__(self, width):
+        super().__init__()
+        self.hidden = [keras.layers.Dense(width) for _ in range(2)]
+
+    def build_all(self):
+        for layer in self.hidden:
+            layer.build((None, X.shape[1]))
+        self.built = True
+
+    def build(self, input_shape):
+        self.build_all()
+
+    def call(self, x):
+        return self.hidden[1](self.hidden[0](x))
+
+
+@case()
+def built_by_hand_and_build_never_called():
+    model = SaysItIsBuilt(X.shape[1])
+    model.build_all()
+    return called(model, X)
