@@ -277,9 +277,13 @@ def test_registrations_come_back(outcome: Any) -> None:
 
 
 def test_third_party_is_recorded(outcome: Any) -> None:
-    """The requirements can be made from what the user's modules import."""
-    assert outcome[0]["tensorflow.keras"]["record"]["third_party"] == ["tensorflow"]
-    assert outcome[0]["registered package"]["record"]["third_party"] == ["keras"]
+    """The requirements can be made from what the user's modules import.
+
+    Python 3.13 knows the text of a program that was given with -c, where the stored lambda is from.
+    """
+    program = {"keras", "mlflow_keras_subclass", "numpy"} if sys.version_info >= (3, 13) else set()
+    assert set(outcome[0]["tensorflow.keras"]["record"]["third_party"]) == {"tensorflow"} | program
+    assert set(outcome[0]["registered package"]["record"]["third_party"]) == {"keras"} | program
 
 
 def test_live_keras_objects_and_large_arrays_are_not_in_the_pickle(outcome: Any) -> None:
