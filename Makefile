@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-faults golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison clean
+.PHONY: bench bench-large bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-faults golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -88,7 +88,7 @@ test-torch: .venvs/torch/.ready  ## The zoo with Keras on torch
 test-tf-keras: .venvs/tf-keras/.ready  ## The zoo of Keras 2 subclasses, on tf_keras
 	TF_USE_LEGACY_KERAS=1 .venvs/tf-keras/bin/python -m pytest tests/test_zoo.py
 
-bench: bench-predict bench-start bench-serve  ## All benchmarks, ratios against MLflow's own flavors
+bench: bench-predict bench-start bench-serve bench-large  ## All benchmarks, ratios against MLflow's own flavors
 
 bench-predict: $(READY)  ## predict: latency, bulk, overhead, traces, memory
 	PYTHONPATH=tests $(BIN)/python benchmarks/predict.py
@@ -98,6 +98,9 @@ bench-start: $(READY)  ## Log time, load time, first prediction
 
 bench-serve: $(READY)  ## mlflow models serve under load
 	PYTHONPATH=tests:examples $(BIN)/python benchmarks/serve.py
+
+bench-large: $(READY)  ## Load 1 GB of weights: time and memory
+	$(BIN)/python benchmarks/load_large.py
 
 test-fuzz: $(READY)  ## A hundred thousand mutations of every reader of the format
 	$(BIN)/python tests/reliability/fuzzing.py 100000

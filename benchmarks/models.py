@@ -55,6 +55,30 @@ class Transformer(keras.Model):
         return self.out(keras.ops.mean(x, axis=1))
 
 
+@keras.saving.register_keras_serializable("benchmarks")
+class Large(keras.Model):
+    """1 GiB of weights, a quarter of them in one variable; registered and with a config, so that Keras loads it."""
+
+    def __init__(self, layers: int = 12, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.layer_count = layers
+        self.embedding = keras.layers.Embedding(2**14, 2**12)
+        self.hidden = [keras.layers.Dense(2**12, use_bias=False) for _ in range(layers)]
+        # Built here, so that every way of loading has the variables to fill.
+        self.embedding.build()
+        for layer in self.hidden:
+            layer.build((None, 2**12))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "layers": self.layer_count}
+
+    def call(self, tokens: Any) -> Any:
+        x = self.embedding(tokens)
+        for layer in self.hidden:
+            x = layer(x)
+        return x
+
+
 def rows(name: str, count: int) -> np.ndarray[Any, Any]:
     """A batch for the model of that name."""
     rng = np.random.default_rng(count)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -24,7 +24,10 @@ from mlflow_keras_subclass.files import ArtifactWriter
 from mlflow_keras_subclass.manifest import parse_json
 from mlflow_keras_subclass.progress import progress
 
-__all__ = ["TensorFile", "TensorSource", "write_tensors"]
+__all__ = ["ALIGNMENT", "TensorFile", "TensorSource", "aligned", "write_tensors"]
+
+# Of the memory of an array that a backend computes with, in bytes: the widest vector registers.
+ALIGNMENT = 64
 
 _CODES = {
     "float64": "F64",
@@ -143,7 +146,7 @@ class TensorFile:
         if key not in self._arrays:
             raise FormatError(f"{self._name}: has no array {key!r}.")
         shape, dtype, offset = self._arrays[key]
-        array = np.empty(shape, dtype=_numpy_dtype(dtype))
+        array = aligned(shape, _numpy_dtype(dtype), np.empty)
         data = array.reshape(-1).view(np.uint8).data
         self._file.seek(self._start + offset)
         if self._file.readinto(data) != len(data):  # type: ignore[attr-defined] # every open file has it
@@ -190,6 +193,16 @@ class TensorFile:
             position += length
         if position != size_bytes:
             raise FormatError(f"{self._name}: the arrays take {position} bytes, the file holds {size_bytes}.")
+
+
+def aligned(
+    shape: Sequence[int], dtype: np.dtype[Any], make: Callable[[int, type], np.ndarray[Any, Any]]
+) -> np.ndarray[Any, Any]:
+    """An array of ``make`` (``np.empty``, ``np.zeros``) with memory of its own that a backend can take over."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = make(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _numpy_dtype(name: str) -> np.dtype[Any]:

@@ -156,7 +156,7 @@ def restore_variables(
                 )
             value = tensors.read(path, sha256=item.sha256)
             dtype = api.shape_and_dtype(tree.variables[path])[1]
-            api.assign(tree.variables[path], value if item.dtype == dtype else value.astype(dtype))
+            api.hand_over(tree.variables[path], value if item.dtype == dtype else value.astype(dtype))
     for layer in tree.layers.values():
         api.finalize_state(layer)
 
@@ -290,4 +290,4 @@ def _restore_optimizer(
             raise RebuildError(
                 f"{path}: variable {api.name_of(variable)} is {dtype} {shape}, stored is {value.dtype} {value.shape}."
             )
-        api.assign(variable, value)
+        api.hand_over(variable, value)

@@ -19,6 +19,7 @@ import numpy as np
 from mlflow_keras_subclass.errors import FormatError
 from mlflow_keras_subclass.keras_api import devices, inference
 from mlflow_keras_subclass.keras_api.configs import is_purely_keras
+from mlflow_keras_subclass.keras_api.tensorflow_memory import taken_over
 from mlflow_keras_subclass.specs import InputSpec
 
 __all__ = ["KerasApi"]
@@ -187,6 +188,10 @@ class KerasApi(abc.ABC):
     @abc.abstractmethod
     def assign(self, variable: Any, value: np.ndarray[Any, Any]) -> None:
         """Set a variable's value; shape and dtype were compared by the caller."""
+
+    def hand_over(self, variable: Any, value: np.ndarray[Any, Any]) -> None:
+        """As ``assign``; the variable may keep the array's memory, which nobody may use any more."""
+        self.assign(variable, taken_over(value) if self.backend == "tensorflow" else value)
 
     @abc.abstractmethod
     def shape_and_dtype(self, variable: Any) -> tuple[tuple[int, ...], str]:

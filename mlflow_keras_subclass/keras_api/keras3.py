@@ -18,6 +18,7 @@ import numpy as np
 
 from mlflow_keras_subclass.keras_api import torch_state
 from mlflow_keras_subclass.keras_api.common import KerasApi, sort_like
+from mlflow_keras_subclass.keras_api.tensorflow_memory import untouched_zeros
 from mlflow_keras_subclass.specs import InputSpec
 
 __all__ = ["Keras3Api"]
@@ -213,9 +214,13 @@ class Keras3Api(KerasApi):
         zeros, drawn, variable = self.keras.initializers.Zeros(), self._drawing_initializers(), self.keras.Variable
         original = variable._initialize_with_initializer
 
-        def initialize(self: Any, initializer: Any) -> None:
+        def untouched(shape: Sequence[int], dtype: Any = None, **_: Any) -> Any:
+            found = untouched_zeros(shape, dtype) if self.backend == "tensorflow" else None
+            return zeros(shape, dtype=dtype) if found is None else found
+
+        def initialize(made: Any, initializer: Any) -> None:
             is_random = isinstance(initializer, drawn) and type(initializer).__module__.startswith("keras.")
-            original(self, zeros if is_random else initializer)
+            original(made, untouched if is_random else initializer)
 
         variable._initialize_with_initializer = initialize
         try:
