@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-large bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-faults golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison clean
+.PHONY: bench bench-large bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-backends test-faults golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -84,6 +84,10 @@ test-real: .venvs/real/.ready .venvs/real-source/.ready  ## Models of published 
 
 test-torch: .venvs/torch/.ready  ## The zoo with Keras on torch
 	KERAS_BACKEND=torch .venvs/torch/bin/python -m pytest tests/test_zoo.py
+
+test-backends: $(READY) .venvs/jax/.ready .venvs/torch/.ready  ## Logged on each backend, loaded on each other
+	MKS_TENSORFLOW=$(BIN)/python MKS_JAX=.venvs/jax/bin/python MKS_TORCH=.venvs/torch/bin/python \
+		$(BIN)/python -m pytest tests/cross
 
 test-tf-keras: .venvs/tf-keras/.ready  ## The zoo of Keras 2 subclasses, on tf_keras
 	TF_USE_LEGACY_KERAS=1 .venvs/tf-keras/bin/python -m pytest tests/test_zoo.py

@@ -143,7 +143,8 @@ def restore_variables(
     expected = {item.path: item for item in records}
     if not compiled:
         expected = {path: item for path, item in expected.items() if item.kind != "metric" or path in tree.variables}
-    _compare_variables(api, expected, tree)
+    stored_on = verified.manifest.versions.backend
+    _compare_variables(api, expected, tree, stored_on)
     with verified.open(STATE_FILE) as (file, size):
         tensors = TensorFile(file, size, STATE_FILE)
         for path, item in expected.items():
@@ -156,7 +157,7 @@ def restore_variables(
                 )
             value = tensors.read(path, sha256=item.sha256)
             dtype = api.shape_and_dtype(tree.variables[path])[1]
-            api.hand_over(tree.variables[path], value if item.dtype == dtype else value.astype(dtype))
+            api.hand_over(tree.variables[path], _exactly(value, dtype, path))
     for layer in tree.layers.values():
         api.finalize_state(layer)
 
@@ -169,14 +170,13 @@ def compare_values(api: KerasApi, records: Iterable[VariableRecord], tree: Model
             raise RebuildError(f"{item.path}: the rebuilt variable does not have the stored value.")
 
 
-def _compare_variables(api: KerasApi, expected: Mapping[str, VariableRecord], tree: ModelTree) -> None:
+def _compare_variables(api: KerasApi, expected: Mapping[str, VariableRecord], tree: ModelTree, stored_on: str) -> None:
     missing, extra = sorted(expected.keys() - tree.variables.keys()), sorted(tree.variables.keys() - expected.keys())
     changed = []
     for path in expected.keys() & tree.variables.keys():
         shape, dtype = api.shape_and_dtype(tree.variables[path])
         item = expected[path]
-        # Seeds are int64 in TensorFlow, uint32 in JAX and int32 in torch: the same value in another dtype.
-        if shape != item.shape or (dtype != item.dtype and item.kind != "seed"):
+        if shape != item.shape or not _is_same_kind(api, dtype, item.dtype, stored_on):
             changed.append(f"{path} is {dtype} {shape}, was {item.dtype} {item.shape}")
     if missing or extra or changed:
         raise RebuildError(
@@ -184,6 +184,25 @@ def _compare_variables(api: KerasApi, expected: Mapping[str, VariableRecord], tr
             f"{', '.join(missing[:8]) or 'none'}; extra: {', '.join(extra[:8]) or 'none'}; changed: "
             f"{'; '.join(changed[:8]) or 'none'}. The constructor must make the same variables from the same arguments."
         )
+
+
+def _is_same_kind(api: KerasApi, dtype: str, stored: str, stored_on: str) -> bool:
+    """Whether a variable of ``dtype`` can take a stored value exactly.
+
+    On another backend than the model was logged on, integers may be of another width: seeds are int64 in TensorFlow,
+    uint32 in JAX and int32 in torch, counters int64 and int32.
+    """
+    return dtype == stored or (api.backend != stored_on and "int" in dtype and "int" in stored)
+
+
+def _exactly(value: np.ndarray[Any, Any], dtype: str, where: str) -> np.ndarray[Any, Any]:
+    """``value`` in another integer dtype, or an error if it does not fit."""
+    if value.dtype.name == dtype:
+        return value
+    found = value.astype(dtype)
+    if not np.array_equal(found, value):
+        raise RebuildError(f"{where}: the stored {value.dtype} does not fit the {dtype} that this backend has for it.")
+    return found
 
 
 # --- vocabularies
@@ -269,11 +288,11 @@ def restore_optimizers(api: KerasApi, verified: VerifiedModel, records: Mapping[
         for path, record in records.items():
             if path not in tree.optimizers:
                 raise RebuildError(f"{path}: the rebuilt model has no optimizer there; compile() must set it.")
-            _restore_optimizer(api, tensors, path, record, tree)
+            _restore_optimizer(api, tensors, path, record, tree, verified.manifest.versions.backend)
 
 
 def _restore_optimizer(
-    api: KerasApi, tensors: TensorFile, path: str, record: Mapping[str, Any], tree: ModelTree
+    api: KerasApi, tensors: TensorFile, path: str, record: Mapping[str, Any], tree: ModelTree, stored_on: str
 ) -> None:
     optimizer = tree.optimizers[path]
     if record["trains"]:
@@ -286,8 +305,8 @@ def _restore_optimizer(
     for number, (variable, sha256) in enumerate(zip(variables, record["sha256"], strict=True)):
         value = tensors.read(f"{path}/{number}", sha256=sha256)
         shape, dtype = api.shape_and_dtype(variable)
-        if shape != value.shape or dtype != value.dtype.name:
+        if shape != value.shape or not _is_same_kind(api, dtype, value.dtype.name, stored_on):
             raise RebuildError(
                 f"{path}: variable {api.name_of(variable)} is {dtype} {shape}, stored is {value.dtype} {value.shape}."
             )
-        api.hand_over(variable, value)
+        api.hand_over(variable, _exactly(value, dtype, path))

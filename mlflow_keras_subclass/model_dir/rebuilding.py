@@ -25,7 +25,7 @@ from mlflow_keras_subclass.manifest import (
     PROOF_FILE,
     STRUCTURE_FILE,
 )
-from mlflow_keras_subclass.model_dir.comparing import stored_arrays, with_digests
+from mlflow_keras_subclass.model_dir.comparing import stored_arrays, verify_predictions, with_digests
 from mlflow_keras_subclass.model_tree import ModelTree, is_global, set_globals, walk
 from mlflow_keras_subclass.specs import ArraySpec, InputSpec
 from mlflow_keras_subclass.trust import VerifiedModel
@@ -62,7 +62,49 @@ def rebuild(
         DeviceError: ``device`` is not present.
     """
     with _in_our_words(verified):
-        return _Rebuild(verified, custom_objects or {}, route).run(compile=compile, device=device)
+        model = _Rebuild(verified, custom_objects or {}, route).run(compile=compile, device=device)
+    if keras_api.for_model(model).backend != verified.manifest.versions.backend:
+        _check_on_another_backend(verified, model)
+    return model
+
+
+def _check_on_another_backend(verified: VerifiedModel, model: Any) -> None:
+    """Nothing but its answers tells whether a class does on this backend what it did on the one that it is written for.
+
+    Raises:
+        RebuildError: It does not answer, or otherwise; the text names the lines that ask the backend.
+    """
+    logged, here = verified.manifest.versions.backend, keras_api.for_model(model).backend
+    record = DefinitionRecord.from_json(verified.read_json(CONFIG_FILE)["definitions"])
+    lines = class_definition.lines_asking(logged, record, verified)
+    try:
+        answers = verify_predictions(verified, model)
+    except Exception as error:
+        line = class_definition.last_line(error)
+        named = "".join(f"\n  {item}" for item in ([line] if line else lines[:5]))
+        raise RebuildError(
+            f"{verified.manifest.model_class} was logged on {logged} and does not answer alike on {here}: "
+            f"{type(error).__name__}: {error}{named}\n"
+            f"Load it with KERAS_BACKEND={logged}, or write these lines with keras.ops and log it again."
+        ) from error
+    if lines:
+        _logger.warning(
+            "%s was logged on %s and answers alike on %s, but these lines ask %s directly, and fail or differ when "
+            "they are reached: %s",
+            verified.manifest.model_class,
+            logged,
+            here,
+            logged,
+            "; ".join(lines[:5]),
+        )
+    if not answers or any(result not in ("exact", "close") for result in answers.values()):
+        _logger.warning(
+            "%s was logged on %s; whether it answers alike on %s could not be checked: %s",
+            verified.manifest.model_class,
+            logged,
+            here,
+            answers or "how it is called is not known",
+        )
 
 
 def restore_variables(verified: VerifiedModel, model: Any) -> None:

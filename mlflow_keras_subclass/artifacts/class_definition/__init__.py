@@ -8,12 +8,13 @@ route is taken, and for every other why it is closed, if it is.
 ``origins`` tells whose code something is; ``closure`` finds the modules; ``pickler`` and ``objects`` write by value,
 ``runtime`` puts together again; ``namespace`` and ``imports`` run stored text under private names; ``fidelity`` tells
 whether text and live code agree; ``global_values`` are what code reads from outside of the model; ``diagnosis`` words
-refusals. Must not import Keras; imports errors, files and the
-file names of the manifest.
+refusals; ``backends`` finds the lines that tie a class to one backend. Must not import Keras; imports errors, files
+and the file names of the manifest.
 """
 
 from __future__ import annotations
 
+from mlflow_keras_subclass.artifacts.class_definition.backends import last_line, lines_asking
 from mlflow_keras_subclass.artifacts.class_definition.origins import is_user_defined
 from mlflow_keras_subclass.artifacts.class_definition.reading import choose_route, read
 from mlflow_keras_subclass.artifacts.class_definition.records import (
@@ -32,6 +33,8 @@ __all__ = [
     "Written",
     "choose_route",
     "is_user_defined",
+    "last_line",
+    "lines_asking",
     "read",
     "survey",
     "write",
