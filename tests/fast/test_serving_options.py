@@ -82,18 +82,19 @@ def test_names_by_which_mlflow_marks_its_processes() -> None:
 
 def test_only_a_server_is_frozen_and_may_opt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SERVER, raising=False)
+    before = gc.get_freeze_count()  # Python 3.12 freezes some of its own
     serving_process.freeze_garbage()
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() == before
 
     monkeypatch.setenv(SERVER, "/model")
     monkeypatch.setenv(serving_process.GC_VARIABLE, "off")
     serving_process.freeze_garbage()
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() == before
 
     monkeypatch.delenv(serving_process.GC_VARIABLE)
     try:
         serving_process.freeze_garbage()
-        assert gc.get_freeze_count() > 1000
+        assert gc.get_freeze_count() > before + 1000
     finally:
         gc.unfreeze()
 
