@@ -482,3 +482,34 @@ class TwoInputs(keras.Model):
 @case()
 def dict_inputs_and_unbuilt_sequentials():
     return called(TwoInputs(), {"user": X, "item": X[:, :2]})
+
+
+generator = keras.Sequential([layers.Input((4,)), layers.Dense(3), layers.Dense(2)])
+generator_optimizer = keras.optimizers.Adam(0.01)
+loss_tracker = keras.metrics.Mean(name="loss")
+
+
+class UsesGlobals(keras.Model):
+    def __init__(self, units):
+        super().__init__()
+        self.dense = layers.Dense(units)
+
+    def call(self, x):
+        return self.dense(generator(x)) * loss_tracker.result()
+
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(self(data) ** 2) + tf.reduce_mean(generator(data))
+        weights = [*self.trainable_variables, *generator.trainable_variables]
+        generator_optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        loss_tracker.update_state(loss)
+        return {"loss": loss_tracker.result()}
+
+
+@case()
+def globals_in_call_and_train_step():
+    loss_tracker.update_state(2.0)
+    model, inputs = called(UsesGlobals(3), X)
+    model.compile()
+    model.fit(X, epochs=2, verbose=0)
+    return model, inputs

@@ -35,23 +35,17 @@ class Tracks(keras.Model):
         self.dense = keras.layers.Dense(units)
 
     def call(self, x):
-        return self.dense(x)
+        return self.dense(x) * loss_tracker.result()
 
     @property
     def metrics(self):
         return [loss_tracker]
 
-    def test_step(self, data):
-        loss_tracker.update_state(keras.ops.mean(self(data[0] if isinstance(data, tuple) else data)))
-        return {"loss": loss_tracker.result()}
-
 
 @case()
 def a_global_metric():
-    model = Tracks(2)
-    model.compile()
-    model.evaluate(X, verbose=0)
-    return called(model, X)
+    loss_tracker.update_state([1.0, 4.0])
+    return called(Tracks(2), X)
 
 
 class Holds(keras.Model):
@@ -91,7 +85,7 @@ def distillation(target, predicted):
 def a_loss_reads_a_global_model_of_the_users_class():
     teacher(X)
     model = Teacher(2)
-    model.compile(optimizer, loss=distillation)
+    model.compile(optimizer, loss=distillation, jit_compile=False)
     model.fit(X, X, verbose=0)
     return called(model, X)
 
@@ -111,7 +105,7 @@ class Embeds(keras.Model):
 
 @case()
 def the_constructor_reads_a_large_global_array():
-    return called(Embeds(2), np.array([[1, 2], [3, 89_999]]))
+    return called(Embeds(2), np.array([[1, 2], [3, 89_999]], "int32"))
 
 
 def make(units):
