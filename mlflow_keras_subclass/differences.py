@@ -25,7 +25,7 @@ from mlflow_keras_subclass.manifest import (
     STATE_FILE,
     STRUCTURE_FILE,
 )
-from mlflow_keras_subclass.tensors import TensorFile
+from mlflow_keras_subclass.tensors import opened_tensors
 from mlflow_keras_subclass.trust import TrustPolicy, VerifiedModel, verify
 
 __all__ = ["FileDifference", "ModelDifference", "ValueDifference", "WeightDifference", "compare_models"]
@@ -157,8 +157,8 @@ def _values(left: Any, right: Any, path: str = "") -> Iterator[ValueDifference]:
 def _weights(one: VerifiedModel, other: VerifiedModel) -> Iterator[WeightDifference]:
     """Variables that differ; one pair is in memory at a time, and equal digests are not read."""
     records = [{item.path: item for item in state.read_variables(model)} for model in (one, other)]
-    with one.open(STATE_FILE) as (left, left_size), other.open(STATE_FILE) as (right, right_size):
-        files = TensorFile(left, left_size, STATE_FILE), TensorFile(right, right_size, STATE_FILE)
+    with opened_tensors(one, STATE_FILE) as left, opened_tensors(other, STATE_FILE) as right:
+        files = left, right
         for path in sorted({*records[0], *records[1]}):
             pair = [record.get(path) for record in records]
             if pair[0] is not None and pair[1] is not None and pair[0].sha256 == pair[1].sha256:

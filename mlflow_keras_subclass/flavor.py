@@ -115,6 +115,7 @@ def save_model(
     prove: bool | str = True,
     bundle: bool | None = None,
     include_optimizer: bool = True,
+    max_shard_size: float | None = 5.0,
     validate_serving_input: bool = True,
 ) -> None:
     """Save a subclassed Keras model as an MLflow model in a local directory.
@@ -147,6 +148,8 @@ def save_model(
             instead, and is refused where it was not installed from a package index.
         include_optimizer: Store the state of optimizers, so that training goes on exactly; without it, they come
             back as ``compile()`` makes them.
+        max_shard_size: Gigabytes (10^9 bytes) above which the variables are stored in several files, for stores that
+            limit the size of one; ``None`` always makes one file.
         validate_serving_input: Read by ``Model.log``; accepted here because it passes it on.
 
     Raises:
@@ -174,6 +177,7 @@ def save_model(
         prove=prove,
         bundle=bundle,
         include_optimizer=include_optimizer,
+        max_shard_size=max_shard_size,
     )
     if _is_later(prove):
         raise KerasSubclassError(
@@ -227,6 +231,7 @@ def log_model(
     prove: bool | str = True,
     bundle: bool | None = None,
     include_optimizer: bool = True,
+    max_shard_size: float | None = 5.0,
     log_run_artifacts: str | bool = False,
     **kwargs: Any,
 ) -> ModelInfo:
@@ -266,6 +271,7 @@ def log_model(
             ``mlflow_keras_subclass.proof`` of the logged model is ``pending``, then ``proven`` or ``failed: …``.
         bundle: See ``save_model``.
         include_optimizer: See ``save_model``.
+        max_shard_size: See ``save_model``.
         log_run_artifacts: ``"summary"`` also puts what a person reads (model card, report, configuration, source) into
             the run's own artifacts, as ``<name>_summary``; weights are stored once in any case.
         **kwargs: What else ``mlflow.models.Model.log`` takes: ``resources``, ``auth_policy``, ``prompts``, ``run_id``,
@@ -299,6 +305,7 @@ def log_model(
         prove=prove,
         bundle=bundle,
         include_optimizer=include_optimizer,
+        max_shard_size=max_shard_size,
     )
     with scratch(None) as root, contextlib.ExitStack() as undo:
         staged = stage(request, root)

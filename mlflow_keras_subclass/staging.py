@@ -63,6 +63,7 @@ class Request:
     prove: bool | str
     bundle: bool | None
     include_optimizer: bool
+    max_shard_size: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +190,7 @@ def stage(request: Request, root: Path) -> Staged:
         provenance=request.provenance,
         serialization_format=request.serialization_format,
         include_optimizer=request.include_optimizer,
+        shard_bytes=None if request.max_shard_size is None else int(request.max_shard_size * 10**9),
     )
     options, served_spec = rehearse(request.model, facts, options, None if example is None else example.data)
     facts = _proven(request, root, facts)
@@ -225,6 +227,9 @@ def _proven(request: Request, root: Path, facts: ModelFacts) -> ModelFacts:
 def _check(request: Request) -> None:
     if request.prove not in (True, False, "background"):
         raise KerasSubclassError(f"prove: expected True, False or 'background', got {request.prove!r}.")
+    size = request.max_shard_size
+    if size is not None and not (isinstance(size, int | float) and size > 0):
+        raise KerasSubclassError(f"max_shard_size: expected a number of gigabytes above 0, or None, got {size!r}.")
     environment.check_arguments(request.conda_env, request.pip_requirements, request.extra_pip_requirements)
     signature = request.signature
     if isinstance(signature, ModelSignature):

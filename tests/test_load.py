@@ -14,6 +14,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 import mlflow_keras_subclass as mks
+from mlflow_keras_subclass.differences import compare_models
 from mlflow_keras_subclass.trust import PICKLE_VARIABLE
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
@@ -69,6 +70,30 @@ def wrapping(tmp_path_factory):
     model(X)
     mks.save_model(model, path)
     return path
+
+
+@pytest.mark.parametrize("size", [0, -1.0, "5GB"])
+def test_max_shard_size_that_is_none_is_refused(tmp_path, size):
+    with pytest.raises(mks.KerasSubclassError, match="max_shard_size: expected a number of gigabytes"):
+        mks.save_model(trained(), tmp_path / "m", prove=False, max_shard_size=size)
+
+
+def test_a_state_in_several_files_loads_as_one(tmp_path):
+    """With its optimizer; comparing two models and the report read it too."""
+    model = trained()
+    mks.save_model(model, tmp_path / "m", max_shard_size=1e-7)
+    mks.save_model(model, tmp_path / "one", prove=False, max_shard_size=None)
+    loaded = mks.load_model(tmp_path / "m", verify=True)
+
+    names = {path.name for path in (tmp_path / "m" / "keras_subclass").iterdir()}
+    assert {"state.safetensors.index.json", "optimizer.safetensors.index.json"} <= names
+    assert not {"state.safetensors", "optimizer.safetensors"} & names
+    assert "state.safetensors" in {path.name for path in (tmp_path / "one" / "keras_subclass").iterdir()}
+    for one in (model, loaded):
+        one.fit(X, Y, epochs=1, verbose=0, shuffle=False)
+    assert all(np.array_equal(a, b) for a, b in zip(model.weights, loaded.weights, strict=True))
+    assert not compare_models(tmp_path / "m", tmp_path / "one").weights
+    assert "hidden.kernel" in (tmp_path / "m" / "report.html").read_text()
 
 
 def test_the_very_subclass_comes_back(saved):

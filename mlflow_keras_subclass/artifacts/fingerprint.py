@@ -26,7 +26,7 @@ from mlflow_keras_subclass.files import ArtifactWriter
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import FINGERPRINT_ARRAYS_FILE, FINGERPRINT_FILE
 from mlflow_keras_subclass.specs import ArraySpec, InputSpec
-from mlflow_keras_subclass.tensors import TensorFile, TensorSource, write_tensors
+from mlflow_keras_subclass.tensors import TensorFile, array_source, write_tensors
 from mlflow_keras_subclass.trust import VerifiedModel
 
 __all__ = ["drawn", "verify", "write"]
@@ -64,7 +64,7 @@ def write(
             record["entry_points"][name] = _answers(ask, probe, unchanged, name, arrays)
     writer.write_json(FINGERPRINT_FILE, record)
     if arrays:
-        write_tensors(writer, FINGERPRINT_ARRAYS_FILE, {name: _source(array) for name, array in arrays.items()})
+        write_tensors(writer, FINGERPRINT_ARRAYS_FILE, {name: array_source(array) for name, array in arrays.items()})
 
 
 def verify(
@@ -222,10 +222,6 @@ def _reader(verified: VerifiedModel) -> Callable[[Any], Array]:
         raise FormatError(f"{FINGERPRINT_FILE}: expected an array, got {item!r:.200}.")
 
     return read
-
-
-def _source(array: Array) -> TensorSource:
-    return TensorSource(shape=array.shape, dtype=array.dtype.name, value=lambda: array)
 
 
 def _digest(array: Array) -> bytes:

@@ -7,12 +7,13 @@ not import Keras or MLflow.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -32,7 +33,7 @@ from mlflow_keras_subclass.manifest import (
     WEIGHTS_TABLE_FILE,
 )
 from mlflow_keras_subclass.markup import Raw, chips, code, collapsible, document, escape, section, table
-from mlflow_keras_subclass.tensors import TensorFile
+from mlflow_keras_subclass.tensors import TensorReader, Tensors, opened_tensors
 
 __all__ = ["Heading", "write"]
 
@@ -69,7 +70,7 @@ def write(root: Path, heading: Heading, graph: CallGraph) -> None:
         chips([*([heading.uri] if heading.uri else []), *heading.facts]),
         _calls(graph),
         _layers(layers, variables, graph),
-        _weights(data / STATE_FILE, variables, layers),
+        _weights(_Folder(data), variables, layers),
         *_proof(data / PROOF_FILE),
         *_configuration(data / CONFIG_FILE),
         *_sources(data / SOURCE_DIR),
@@ -152,10 +153,28 @@ def _tree(
 # --- weights
 
 
-def _weights(state: Path, variables: Sequence[Mapping[str, str]], layers: Mapping[str, Any]) -> str:
+class _Folder:
+    """Files that were written a moment ago, as ``opened_tensors`` reads them."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(path.name for path in self._root.iterdir())
+
+    def read_json(self, name: str) -> Any:
+        return _json(self._root / name)
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
+        path = self._root / name
+        with path.open("rb") as file:
+            yield file, path.stat().st_size
+
+
+def _weights(data: TensorReader, variables: Sequence[Mapping[str, str]], layers: Mapping[str, Any]) -> str:
     rows = [row for row in variables if row["kind"] in _PARAMETER_KINDS]
-    with state.open("rb") as file:
-        tensors = TensorFile(file, state.stat().st_size, state.name)
+    with opened_tensors(data, STATE_FILE) as tensors:
         lines = [_statistics(tensors, row) for row in rows[:_MOST_VARIABLES]]
     columns = ("variable", "shape", "mean", "deviation", "smallest", "largest", "distribution")
     numbers = (2, 3, 4, 5)
@@ -171,7 +190,7 @@ def _weights(state: Path, variables: Sequence[Mapping[str, str]], layers: Mappin
     return section("Weights", *parts, note)
 
 
-def _statistics(tensors: TensorFile, row: Mapping[str, str]) -> tuple[object, ...]:
+def _statistics(tensors: Tensors, row: Mapping[str, str]) -> tuple[object, ...]:
     shape = row["shape"].replace("x", " × ") or "scalar"
     head = (Raw(f'<span class="mono">{escape(row["path"])}</span>'), f"{shape} {row['dtype']}")
     values = tensors.sample(row["path"], _SAMPLED)

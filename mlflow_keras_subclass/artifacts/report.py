@@ -41,6 +41,7 @@ _GUIDE = {
     f"{DATA_DIR}/{SUMMARY_FILE}": "Keras' summary of the model",
     f"{DATA_DIR}/{WEIGHTS_TABLE_FILE}": "every variable: path, shape, dtype, parameters, digest",
     f"{DATA_DIR}/{STATE_FILE}": "the values of the variables",
+    f"{DATA_DIR}/{STATE_FILE}.index.json": "which of the files beside it holds which variable",
     f"{DATA_DIR}/{OPTIMIZER_FILE}": "the state of the optimizer, for going on with training",
     f"{DATA_DIR}/{VOCABULARIES_DIR}": "lookup tables",
     f"{DATA_DIR}/{SOURCE_DIR}": "the source of the class and of all it needs, as it was on disk",

@@ -23,7 +23,7 @@ from mlflow_keras_subclass.files import ArtifactWriter
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import OPTIMIZER_FILE, STATE_FILE, VOCABULARIES_DIR, WEIGHTS_TABLE_FILE
 from mlflow_keras_subclass.model_tree import ModelTree, is_global
-from mlflow_keras_subclass.tensors import TensorFile, TensorSource, write_tensors
+from mlflow_keras_subclass.tensors import Tensors, TensorSource, opened_tensors, write_tensors
 from mlflow_keras_subclass.trust import VerifiedModel
 
 __all__ = [
@@ -62,10 +62,12 @@ class VariableRecord:
 _COLUMNS = ("path", "shape", "dtype", "parameters", "trainable", "kind", "sha256")
 
 
-def write_variables(api: KerasApi, tree: ModelTree, writer: ArtifactWriter) -> tuple[VariableRecord, ...]:
-    """Write ``state.safetensors`` and ``weights.csv``."""
+def write_variables(
+    api: KerasApi, tree: ModelTree, writer: ArtifactWriter, shard_bytes: int | None
+) -> tuple[VariableRecord, ...]:
+    """Write ``state.safetensors``, in several files above ``shard_bytes``, and ``weights.csv``."""
     sources = {path: _source(api, variable) for path, variable in tree.variables.items()}
-    digests = write_tensors(writer, STATE_FILE, sources)
+    digests = write_tensors(writer, STATE_FILE, sources, shard_bytes=shard_bytes)
     records = tuple(
         VariableRecord(
             path=path,
@@ -145,8 +147,7 @@ def restore_variables(
         expected = {path: item for path, item in expected.items() if item.kind != "metric" or path in tree.variables}
     stored_on = verified.manifest.versions.backend
     _compare_variables(api, expected, tree, stored_on)
-    with verified.open(STATE_FILE) as (file, size):
-        tensors = TensorFile(file, size, STATE_FILE)
+    with opened_tensors(verified, STATE_FILE) as tensors:
         for path, item in expected.items():
             # The same bytes under another dtype or shape are another value.
             shape, stored_as = tensors.arrays.get(path, (item.shape, item.dtype))
@@ -250,7 +251,7 @@ def _set_vocabulary(layer: Any, terms: list[Any]) -> None:
 # --- optimizers
 
 
-def write_optimizers(api: KerasApi, tree: ModelTree, writer: ArtifactWriter) -> dict[str, Any]:
+def write_optimizers(api: KerasApi, tree: ModelTree, writer: ArtifactWriter, shard_bytes: int | None) -> dict[str, Any]:
     """Write ``optimizer.safetensors`` with every optimizer's iterations and slots; returns a record by path."""
     paths = tree.variable_paths()
     sources: dict[str, TensorSource] = {}
@@ -269,7 +270,7 @@ def write_optimizers(api: KerasApi, tree: ModelTree, writer: ArtifactWriter) -> 
         keys = [f"{path}/{number}" for number in range(len(variables))]
         sources.update({key: _source(api, item) for key, item in zip(keys, variables, strict=True)})
         records[path] = {"count": len(keys), "trains": [paths[id(variable)] for variable in trained]}
-    digests = write_tensors(writer, OPTIMIZER_FILE, sources) if sources else {}
+    digests = write_tensors(writer, OPTIMIZER_FILE, sources, shard_bytes=shard_bytes) if sources else {}
     for path, record in records.items():
         record["sha256"] = [digests[f"{path}/{number}"] for number in range(record.pop("count"))]
     return records
@@ -283,8 +284,7 @@ def restore_optimizers(api: KerasApi, verified: VerifiedModel, records: Mapping[
     """
     if not records:
         return
-    with verified.open(OPTIMIZER_FILE) as (file, size):
-        tensors = TensorFile(file, size, OPTIMIZER_FILE)
+    with opened_tensors(verified, OPTIMIZER_FILE) as tensors:
         for path, record in records.items():
             if path not in tree.optimizers:
                 raise RebuildError(f"{path}: the rebuilt model has no optimizer there; compile() must set it.")
@@ -292,7 +292,7 @@ def restore_optimizers(api: KerasApi, verified: VerifiedModel, records: Mapping[
 
 
 def _restore_optimizer(
-    api: KerasApi, tensors: TensorFile, path: str, record: Mapping[str, Any], tree: ModelTree, stored_on: str
+    api: KerasApi, tensors: Tensors, path: str, record: Mapping[str, Any], tree: ModelTree, stored_on: str
 ) -> None:
     optimizer = tree.optimizers[path]
     if record["trains"]:

@@ -47,7 +47,7 @@ from mlflow_keras_subclass.model_dir.comparing import unchanged
 from mlflow_keras_subclass.model_dir.findings import Findings, refuse
 from mlflow_keras_subclass.model_tree import GLOBALS, ModelTree, set_globals, walk
 from mlflow_keras_subclass.specs import InputSpec, Structure, observe, observe_call
-from mlflow_keras_subclass.tensors import TensorSource, write_tensors
+from mlflow_keras_subclass.tensors import array_source, write_tensors
 from mlflow_keras_subclass.values import Encoder
 
 __all__ = ["ModelFacts", "add_json", "write"]
@@ -92,6 +92,7 @@ def write(
     provenance: str = "full",
     serialization_format: str | None = None,
     include_optimizer: bool = True,
+    shard_bytes: int | None = None,
 ) -> ModelFacts:
     """Write ``root/keras_subclass`` for ``model``; ``root/code``, if there, is digested too.
 
@@ -105,15 +106,17 @@ def write(
         serialization_format: The route that a load takes: ``cloudpickle``, ``source`` or ``import``; ``None`` takes
             the pickle, or the source where the pickle cannot be used.
         include_optimizer: Whether to store the state of optimizers; without it, they come back fresh.
+        shard_bytes: Size above which the variables go to several files; ``None`` never does that.
 
     Raises:
         CaptureError: Something of the model cannot be stored so that it would come back the same.
         ClassDefinitionError: The class definition cannot be shipped.
         PredictError: The model does not take the example.
     """
-    return _Write(model, root, dict(custom_objects or {}), include_optimizer=include_optimizer).run(
-        stated=config, example=example, detail=provenance, serialization_format=serialization_format
+    writing = _Write(
+        model, root, dict(custom_objects or {}), include_optimizer=include_optimizer, shard_bytes=shard_bytes
     )
+    return writing.run(stated=config, example=example, detail=provenance, serialization_format=serialization_format)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +137,17 @@ class _Captured:
 
 
 class _Write:
-    def __init__(self, model: Any, root: Path, custom_objects: dict[str, Any], *, include_optimizer: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        root: Path,
+        custom_objects: dict[str, Any],
+        *,
+        include_optimizer: bool,
+        shard_bytes: int | None,
+    ) -> None:
         self._api = keras_api.for_model(model)
+        self._shard_bytes = shard_bytes
         self._include_optimizer = include_optimizer
         self._model = model
         self._root = root
@@ -162,7 +174,7 @@ class _Write:
         with findings.collected():
             definitions = class_definition.write(self._writer, captured.survey)
         findings.raise_any()
-        variables = state.write_variables(self._api, tree, self._writer)
+        variables = state.write_variables(self._api, tree, self._writer, self._shard_bytes)
         outputs, graph = _output_spec(self._api, self._model, inputs, tree.layers)
         document |= {"definitions": definitions.record.to_json(), "opaque": _opaque(self._encoder)}
         document |= config.specs_to_json(inputs, outputs)
@@ -232,12 +244,14 @@ class _Write:
         return document
 
     def _write_structure(self, captured: _Captured) -> None:
-        tree = captured.tree
+        tree, optimizers = captured.tree, {}
+        if self._include_optimizer:
+            optimizers = state.write_optimizers(self._api, tree, self._writer, self._shard_bytes)
         document = {
             "layers": captured.layers,
             "attributes": captured.attributes,
             "vocabularies": state.write_vocabularies(self._api, tree, self._writer),
-            "optimizers": state.write_optimizers(self._api, tree, self._writer) if self._include_optimizer else {},
+            "optimizers": optimizers,
         }
         self._writer.write_json(STRUCTURE_FILE, document)
 
@@ -273,7 +287,7 @@ class _Write:
     def _write_arrays(self) -> None:
         arrays = self._encoder.arrays
         if arrays:
-            write_tensors(self._writer, ARRAYS_FILE, {name: _source(array) for name, array in arrays.items()})
+            write_tensors(self._writer, ARRAYS_FILE, {name: array_source(array) for name, array in arrays.items()})
 
     def _manifest(self) -> Manifest:
         return Manifest(
@@ -329,10 +343,6 @@ def _shown(api: KerasApi, name: str, value: Any, variables: Iterable[VariableRec
 
 def _opaque(encoder: Encoder) -> dict[str, str]:
     return {key: f"{type(item).__module__}.{type(item).__qualname__}" for key, item in encoder.objects.items()}
-
-
-def _source(array: np.ndarray[Any, Any]) -> TensorSource:
-    return TensorSource(shape=array.shape, dtype=array.dtype.name, value=lambda: array)
 
 
 def _code_entries(root: Path) -> list[FileEntry]:

@@ -1,5 +1,6 @@
 """The safetensors layout: other readers open it, and no damaged header makes us read or allocate beyond the file."""
 
+import contextlib
 import io
 import json
 import struct
@@ -10,7 +11,7 @@ import pytest
 
 from mlflow_keras_subclass.errors import CaptureError, FormatError, IntegrityError
 from mlflow_keras_subclass.files import ArtifactWriter
-from mlflow_keras_subclass.tensors import TensorFile, TensorSource, write_tensors
+from mlflow_keras_subclass.tensors import TensorFile, TensorSource, array_source, opened_tensors, write_tensors
 
 ARRAYS = {
     "a.kernel": np.arange(6, dtype="float32").reshape(2, 3),
@@ -21,13 +22,9 @@ ARRAYS = {
 }
 
 
-def source(array):
-    return TensorSource(shape=array.shape, dtype=array.dtype.name, value=lambda: array)
-
-
 def written(tmp_path, arrays):
     writer = ArtifactWriter(tmp_path, "keras_subclass")
-    digests = write_tensors(writer, "t.safetensors", {key: source(array) for key, array in arrays.items()})
+    digests = write_tensors(writer, "t.safetensors", {key: array_source(array) for key, array in arrays.items()})
     return (tmp_path / "keras_subclass/t.safetensors").read_bytes(), digests
 
 
@@ -109,3 +106,75 @@ def test_value_that_changed_while_saving_is_refused(tmp_path):
 
     with pytest.raises(CaptureError, match=r"w: expected float32 \(2,\), got float32 \(3,\): the model changed"):
         write_tensors(ArtifactWriter(tmp_path, "x"), "t.safetensors", {"w": moving})
+
+
+class Folder:
+    """Reads what ``ArtifactWriter`` wrote."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def names(self):
+        return tuple(path.name for path in self.root.iterdir())
+
+    def read_json(self, name):
+        return json.loads((self.root / name).read_text())
+
+    @contextlib.contextmanager
+    def open(self, name):
+        data = (self.root / name).read_bytes()
+        yield io.BytesIO(data), len(data)
+
+
+def sharded(tmp_path, limit):
+    writer = ArtifactWriter(tmp_path, "d")
+    arrays = {name: np.arange(size, dtype="float32") for name, size in (("a", 10), ("b", 10), ("c", 50), ("d", 1))}
+    sources = {key: array_source(array) for key, array in arrays.items()}
+    return arrays, write_tensors(writer, "t.safetensors", sources, shard_bytes=limit), tmp_path / "d"
+
+
+def test_large_states_are_cut_into_files_of_a_size(tmp_path):
+    """Only a single array that is larger has a file that is."""
+    arrays, digests, folder = sharded(tmp_path, 100)
+
+    names = [f"t-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "t.safetensors.index.json"]
+    index = json.loads((folder / "t.safetensors.index.json").read_text())
+    assert index == {
+        "metadata": {"total_size": 284},
+        "weight_map": {"a": names[0], "b": names[0], "c": names[1], "d": names[2]},
+    }
+    with opened_tensors(Folder(folder), "t.safetensors") as tensors:
+        assert set(tensors.arrays) == set(arrays)
+        for key, array in arrays.items():
+            assert np.array_equal(tensors.read(key, sha256=digests[key]), array)
+        assert tensors.sample("c", 100).size == 50
+        with pytest.raises(FormatError, match="no array 'x'"):
+            tensors.read("x")
+
+
+@pytest.mark.parametrize("limit", [None, 284, 10**9])
+def test_what_fits_is_one_file(tmp_path, limit):
+    _, _, folder = sharded(tmp_path, limit)
+    assert [path.name for path in folder.iterdir()] == ["t.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda places: places.pop("a"),
+        lambda places: places.update(a=places["c"]),
+        lambda places: places.update(x=places["c"]),
+        lambda places: places.update(a=7),
+        lambda places: places.clear(),
+    ],
+)
+def test_index_that_is_not_what_the_files_hold_is_refused(tmp_path, change):
+    _, _, folder = sharded(tmp_path, 100)
+    path = folder / "t.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+    with pytest.raises(FormatError, match="index"), opened_tensors(Folder(folder), "t.safetensors"):
+        pass
