@@ -107,8 +107,9 @@ def build_tree(api: KerasApi, records: Mapping[str, Any], decoder: Decoder, walk
             for path in pending:
                 done.add(path)
                 if path in records and _build_layer(api, tree.layers[path], path, records[path], decoder):
-                    tree = walk()
                     break
+            # Once for all layers that got nothing but variables: a walk after each of two thousand takes minutes.
+            tree = walk()
         for path, layer in reversed(tree.layers.items()):
             if path in records and records[path]["built"] and not layer.built:
                 _finish_default_build(api, layer, records[path], decoder)
@@ -139,7 +140,8 @@ def _build_layer(api: KerasApi, layer: Any, path: str, record: Mapping[str, Any]
             f"{path or 'model'}: {_class_name(layer)}.build raised {type(error).__name__} when it was called with the "
             f"recorded arguments {record['build']}: {error}"
         ) from error
-    return not api.is_own(layer) or before != (len(vars(layer)), len(api.sublayers(layer)))
+    sublayers = len(api.sublayers(layer))
+    return not api.is_own(layer) or (sublayers > 0 and before != (len(vars(layer)), sublayers))
 
 
 def _finish_default_build(api: KerasApi, layer: Any, record: Mapping[str, Any], decoder: Decoder) -> None:
