@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ _MOST_LAYERS = 3000
 _MOST_GRAPHS = 20
 _MOST_NAMES = 30
 _OPEN_ROWS = 40
+_OPEN_GROUPS = 100
 _SOURCE_CHARACTERS = 120_000
 _PATCH_CHARACTERS = 120_000
 _CONFIGURATION_CHARACTERS = 30_000
@@ -215,14 +216,16 @@ def _weights(state: Path, tree: _Tree) -> Iterator[str]:
             yield _statistics(tensors, tree.variables(""))
             shown = total
         else:
-            shown = yield from _grouped_statistics(tensors, tree)
+            groups, shown = _grouped_statistics(tensors, tree)
+            joined = "\n".join(groups)
+            yield collapsible(f"{len(groups)} layers", joined) if len(groups) > _OPEN_GROUPS else joined
     more = f" {total - shown:,} more variables in {WEIGHTS_TABLE_FILE}." if total > shown else ""
     yield _soft(f"Of each variable up to {_SAMPLED:,} values are taken.{more}")
 
 
-def _grouped_statistics(tensors: TensorFile, tree: _Tree) -> Generator[str, None, int]:
-    """A table, to be opened, for each layer of the model; returns the number of variables shown."""
-    shown = 0
+def _grouped_statistics(tensors: TensorFile, tree: _Tree) -> tuple[list[str], int]:
+    """A table, to be opened, for each layer of the model; and the number of variables shown."""
+    groups, shown = [], 0
     for path in ["", *tree.children[""]]:
         rows = tree.own[""] if path == "" else tree.variables(path)
         if not rows or shown >= _MOST_VARIABLES:
@@ -231,8 +234,8 @@ def _grouped_statistics(tensors: TensorFile, tree: _Tree) -> Generator[str, None
         shown += len(some)
         facts = f"{len(rows):,} variables · {sum(int(row['parameters']) for row in rows):,} parameters"
         title = Raw(f'{name(path or "model")} <span class="soft">{escape(facts)}</span>')
-        yield collapsible(title, _statistics(tensors, some))
-    return shown
+        groups.append(collapsible(title, _statistics(tensors, some)))
+    return groups, shown
 
 
 def _statistics(tensors: TensorFile, rows: Sequence[Mapping[str, str]]) -> str:
@@ -300,6 +303,8 @@ def _commit(data: Path) -> Iterator[str]:
     git = _json(data / GIT_FILE)
     rows = [(key, git[key]) for key in ("commit", "branch", "tag") if git[key] is not None]
     rows += [("remote", git["remote_url"])] if git["remote_url"] is not None else []
+    if git["repository_of"] == "working-directory":
+        rows += [("repository", "of the working directory: the class lies in none")]
     rows += [("uncommitted changes", {True: "yes", False: "no", None: "not known"}[git["dirty"]])]
     rows += [("what is known", git["status"])] if git["status"] != "ok" else []
     rows += [("no patch", git["patch_omitted"])] if git["patch_omitted"] is not None else []

@@ -27,6 +27,7 @@ GIT = {
     "branch": "main",
     "tag": None,
     "remote_url": "https://example.org/shop.git",
+    "repository_of": "class",
     "dirty": True,
     "status": "ok",
     "patch_omitted": None,
@@ -178,6 +179,13 @@ def test_what_git_could_not_tell_is_said(tmp_path: Path) -> None:
     assert "no patchtoo large" in text
 
 
+def test_a_commit_that_is_not_the_classs_own_is_named_as_such(tmp_path: Path) -> None:
+    git = {"repository_of": "working-directory"}
+    text = text_of(page(model_directory(tmp_path, {"": "Net"}, {}, git=git)))
+
+    assert "repositoryof the working directory: the class lies in none" in text
+
+
 @pytest.fixture(scope="module")
 def big(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of 4000 layers and 8000 variables, with all else as long as it may be."""
@@ -240,3 +248,12 @@ def test_summary_for_the_run_has_small_files_where_the_card_names_them(small: Pa
 
 def test_a_model_that_could_not_be_traced_says_so(small: Path) -> None:
     assert "Which layer calls which is not known" in text_of(page(small))
+
+
+def test_layers_of_a_flat_model_are_closed(tmp_path: Path) -> None:
+    """Hundreds of layers beside each other are one line, not a line each."""
+    names = [f"layers[{number}]" for number in range(150)]
+    arrays = {f"{name}.kernel": np.ones(2, "float32") for name in names}
+    root = model_directory(tmp_path, {"": "Net", **dict.fromkeys(names, "Dense")}, arrays)
+
+    assert "<details><summary>150 layers</summary>" in page(root)
