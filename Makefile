@@ -114,6 +114,7 @@ test-faults: $(READY)  ## Fail and kill at every single write of a save
 
 test-ui: $(READY)  ## MLflow's pages in a real Chromium (apt install chromium chromium-driver)
 	$(BIN)/python -m pytest ui
+
 golden: $(READY)  ## Make the golden artifact of a new format version
 	$(BIN)/python tests/golden/make.py
 

@@ -42,7 +42,7 @@ class Graph:
 
 @dataclass(slots=True)
 class CallGraph:
-    """The model's own graph first, then those of the layers that call several others."""
+    """The model's own graph first, then those of the layers that call others."""
 
     graphs: tuple[Graph, ...] = ()
 
@@ -132,7 +132,7 @@ def watched(api: KerasApi, layers: Mapping[str, Any]) -> Iterator[CallGraph]:
         facts = scope.nodes[path]
         facts["calls"] += 1
         facts["shapes"].update(dict.fromkeys(_shape(tensor) for tensor in made))
-        if len(child.nodes) > 2:
+        if len(child.nodes) > 1:
             inner[path] = child.graph()
         return returned
 

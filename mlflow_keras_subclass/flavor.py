@@ -67,7 +67,7 @@ class _Prepared:
         shutil.copytree(self._staged.root, path, dirs_exist_ok=True, copy_function=link_or_copy)
         self._staged.complete(Path(path), mlflow_model)
         if self._mirror is not None:
-            copy_summary(Path(path), self._mirror)
+            copy_summary(Path(path), self._mirror, self.model_id)
 
 
 def _keep(staged: Staged, prepared: _Prepared, error: Exception, *, filled: bool) -> None:

@@ -13,7 +13,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 
-__all__ = ["Raw", "chips", "code", "collapsible", "document", "escape", "section", "table"]
+__all__ = ["Raw", "chips", "code", "collapsible", "document", "escape", "name", "section", "table"]
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1c2733; --soft: #5f6b7a; --line: #d9dfe6; --fill: #f4f6f9;
@@ -21,7 +21,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --back: #14181d; --text: #e3e8ee; --soft: #9aa7b5; --line: #323b46;
   --fill: #1d232b; --accent: #7db5ff; --bar: #48719f; --good: #5fd394; --bad: #ff8a80; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 20px 28px 60px; max-width: 1100px; background: var(--back); color: var(--text);
+body { margin: 0 auto; padding: 20px 24px 60px; max-width: 1100px; background: var(--back); color: var(--text);
   font: 14px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 22px; margin: 0 0 2px; } h2 { font-size: 16px; margin: 30px 0 8px; }
 p { margin: 4px 0 10px; } .soft { color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); }
@@ -31,10 +31,13 @@ pre { margin: 6px 0; padding: 10px 12px; background: var(--fill); border: 1px so
 .wide { overflow-x: auto; } table { border-collapse: collapse; min-width: 45%; margin-bottom: 10px; }
 th { text-align: left; color: var(--soft); font-weight: 600; font-size: 12.5px; }
 th, td { padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); vertical-align: middle; }
-td { overflow-wrap: anywhere; } td.number, th.number { text-align: right; white-space: nowrap; }
+td { overflow-wrap: break-word; } td.number, th.number { text-align: right; white-space: nowrap; }
 .chip { display: inline-block; margin: 4px 6px 4px 0; padding: 1px 9px; border: 1px solid var(--line);
   border-radius: 11px; background: var(--fill); font-size: 12.5px; }
-details { margin: 4px 0; } summary { cursor: pointer; padding: 3px 0; } details details { margin-left: 18px; }
+details { margin: 4px 0; } summary { cursor: pointer; padding: 3px 0; }
+.tree details, .tree .leaf { margin: 0; padding: 2px 0; } .tree summary { padding: 0; }
+.tree details details, .tree .leaf { margin-left: 5px; padding-left: 14px; border-left: 1px solid var(--line); }
+.tree .leaf { padding-left: 30px; text-indent: -12px; }
 svg { display: block; } svg text { fill: var(--text); font: 12px system-ui, sans-serif; }
 svg .kind { fill: var(--soft); font-size: 11px; }
 svg .box { fill: var(--fill); stroke: var(--line); } svg .in { stroke-dasharray: 4 3; }
@@ -73,12 +76,20 @@ def _highlighting() -> str:
     dark = HtmlFormatter(style="github-dark").get_style_defs("pre")
     # The page's own background is used in both.
     plain = "pre, pre * { background: none; } pre { background: var(--fill) !important; color: var(--text); }"
+    # Lines of a patch, as they are known from code reviews; the dark style has such grounds itself.
+    light += "\npre .gd { background: #ffe3e0; } pre .gi { background: #dcf5e3; }"
     return f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n{plain}"
 
 
 def section(title: str, *parts: str) -> Raw:
     """A titled part of the page."""
+    # Nothing links to it: in MLflow's frame, which has no origin, Chromium does not follow a link within the page.
     return Raw(f"<section><h2>{escape(title)}</h2>\n" + "\n".join(parts) + "</section>")
+
+
+def name(path: str) -> Raw:
+    """The path of a layer or variable, which breaks between its parts where there is no room."""
+    return Raw(f'<span class="mono">{escape(path).replace(".", "<wbr>.").replace("[", "<wbr>[")}</span>')
 
 
 def chips(texts: Iterable[str]) -> Raw:

@@ -26,7 +26,7 @@ from mlflow_keras_subclass.artifacts.page import Heading
 from mlflow_keras_subclass.artifacts.report import Card, TensorRow
 from mlflow_keras_subclass.artifacts.signature import Example
 from mlflow_keras_subclass.errors import CaptureError, KerasSubclassError, ProofError
-from mlflow_keras_subclass.manifest import CODE_DIR, DATA_DIR, PAGE_FILE, REQUIREMENTS_FILE, SOURCE_DIR
+from mlflow_keras_subclass.manifest import CODE_DIR, DATA_DIR, PAGE_FILE, REQUIREMENTS_FILE
 from mlflow_keras_subclass.model_dir import ModelFacts
 from mlflow_keras_subclass.outputs import named_specs
 from mlflow_keras_subclass.pyfunc import FLAVOR_NAME
@@ -38,7 +38,8 @@ __all__ = ["Request", "Staged", "copy_summary", "scratch", "stage"]
 
 _EXTRA_FILES_DIR = "extra_files"
 _READABLE = (report.REPORT_FILE, PAGE_FILE, REQUIREMENTS_FILE)
-_READABLE_SUFFIXES = (".csv", ".json", ".txt")
+_READABLE_SUFFIXES = (".csv", ".json", ".py", ".txt")
+_MOST_MIRRORED_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,16 +143,17 @@ class Staged:
         )
 
 
-def copy_summary(root: Path, target: Path) -> None:
-    """Copy what a person reads of a model directory; neither arrays nor pickles."""
-    target.mkdir()
-    readable = [root / name for name in _READABLE]
-    readable += [path for path in sorted((root / DATA_DIR).iterdir()) if path.suffix in _READABLE_SUFFIXES]
-    for path in readable:
+def copy_summary(root: Path, target: Path, model_id: str | None) -> None:
+    """Copy what a person reads of a model directory, each file at the place that the model card names."""
+    data = sorted(path for path in (root / DATA_DIR).rglob("*") if path.suffix in _READABLE_SUFFIXES)
+    small = [path for path in data if path.is_file() and path.stat().st_size <= _MOST_MIRRORED_BYTES]
+    for path in [*(root / name for name in _READABLE), *small]:
         if path.is_file():
-            shutil.copy2(path, target / path.name)
-    if (root / DATA_DIR / SOURCE_DIR).is_dir():
-        shutil.copytree(root / DATA_DIR / SOURCE_DIR, target / SOURCE_DIR)
+            copied = target / path.relative_to(root)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copied)
+    card = (root / report.REPORT_FILE).read_text(encoding="utf-8")
+    (target / report.REPORT_FILE).write_bytes(report.summary(card, f"models:/{model_id}").encode("utf-8"))
 
 
 @contextmanager

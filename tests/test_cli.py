@@ -259,7 +259,11 @@ def test_a_summary_can_be_mirrored_into_the_run(saved: Path) -> None:
     run_id = mlflow.get_logged_model((saved / "uri").read_text().removeprefix("models:/")).source_run_id
     client = mlflow.MlflowClient()
 
-    names = {Path(item.path).name for item in client.list_artifacts(run_id, "net_summary")}
+    top = {Path(item.path).name for item in client.list_artifacts(run_id, "net_summary")}
+    names = {Path(item.path).name for item in client.list_artifacts(run_id, "net_summary/keras_subclass")}
 
-    assert {"README.md", "report.html", "config.json", "git.json", "model_summary.txt", "weights.csv"} <= names
+    assert top == {"README.md", "keras_subclass", "report.html", "requirements.txt"}
+    assert {"config.json", "git.json", "model_summary.txt", "source", "weights.csv"} <= names
     assert not any(name.endswith((".safetensors", ".cloudpickle")) for name in names)
+    card = mlflow.artifacts.load_text(f"runs:/{run_id}/net_summary/README.md")
+    assert (saved / "uri").read_text() in card.partition("\n")[0], "it begins with where the model is"

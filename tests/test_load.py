@@ -15,6 +15,8 @@ from mlflow.exceptions import MlflowException
 
 import mlflow_keras_subclass as mks
 from mlflow_keras_subclass.differences import compare_models
+from mlflow_keras_subclass.model_dir import rebuilding
+from mlflow_keras_subclass.model_tree import walk
 from mlflow_keras_subclass.trust import PICKLE_VARIABLE
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
@@ -45,6 +47,17 @@ class Wrapping(keras.Model):
 
     def call(self, x):
         return self.function(self.body(x))
+
+
+class Stack(keras.Model):
+    def __init__(self, depth):
+        super().__init__()
+        self.parts = [keras.layers.Dense(4) for _ in range(depth)]
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
 
 
 def trained(epochs=2):
@@ -106,6 +119,22 @@ def test_the_very_subclass_comes_back(saved):
     assert type(model).__doc__ == "A small net."
     np.testing.assert_array_equal(model(X), expected)
     np.testing.assert_array_equal(model.doubled(X), 2 * expected)
+
+
+def test_walks_of_the_tree_do_not_grow_with_the_layers(tmp_path, monkeypatch):
+    """A walk visits all, so that one after each layer takes minutes for a model of two thousand."""
+    walks = []
+    monkeypatch.setattr(rebuilding, "walk", lambda *args: walks.append(None) or walk(*args))
+    counts = []
+    for depth in (2, 12):
+        model = Stack(depth)
+        model(X)
+        mks.save_model(model, tmp_path / str(depth), prove=False)
+        walks.clear()
+        assert np.array_equal(np.asarray(mks.load_model(tmp_path / str(depth))(X)), np.asarray(model(X)))
+        counts.append(len(walks))
+
+    assert counts[0] == counts[1]
 
 
 def test_training_goes_on_as_if_it_had_not_stopped(tmp_path):

@@ -18,11 +18,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mlflow_keras_subclass import diagram
-from mlflow_keras_subclass.call_graph import CallGraph
+from mlflow_keras_subclass.call_graph import INPUT, CallGraph, Graph
 from mlflow_keras_subclass.manifest import (
     CONFIG_FILE,
     DATA_DIR,
     GIT_FILE,
+    MANIFEST_FILE,
     PAGE_FILE,
     PATCH_FILE,
     PROOF_FILE,
@@ -32,18 +33,23 @@ from mlflow_keras_subclass.manifest import (
     STRUCTURE_FILE,
     WEIGHTS_TABLE_FILE,
 )
-from mlflow_keras_subclass.markup import Raw, chips, code, collapsible, document, escape, section, table
+from mlflow_keras_subclass.markup import Raw, chips, code, collapsible, document, escape, name, section, table
 from mlflow_keras_subclass.tensors import TensorReader, Tensors, opened_tensors
 
 __all__ = ["Heading", "write"]
 
 _SAMPLED = 8192
 _BINS = 24
-_MOST_VARIABLES = 300
-_MOST_LAYERS = 2000
+# The page stays below the 5 MiB over which MLflow shows text without colours, though its limit for pages is 50 MiB.
+_MOST_VARIABLES = 2500
+_MOST_LAYERS = 3000
 _MOST_GRAPHS = 20
+_MOST_NAMES = 30
 _OPEN_ROWS = 40
-_SOURCE_CHARACTERS = 300_000
+_OPEN_GROUPS = 100
+_SOURCE_CHARACTERS = 120_000
+_PATCH_CHARACTERS = 120_000
+_CONFIGURATION_CHARACTERS = 30_000
 _PARAMETER_KINDS = ("layer", "untracked")
 
 
@@ -64,18 +70,22 @@ def write(root: Path, heading: Heading, graph: CallGraph) -> None:
     layers = _json(data / STRUCTURE_FILE)["layers"]
     with (data / WEIGHTS_TABLE_FILE).open(encoding="utf-8", newline="") as file:
         variables = list(csv.DictReader(file))
+    tree = _Tree(layers, variables, graph)
+    parts = {
+        "Calls": _calls(graph),
+        "Layers": _layers(tree),
+        "Weights": _weights(_Folder(data), tree),
+        "Proof": _proof(data / PROOF_FILE),
+        "Configuration": _configuration(data / CONFIG_FILE),
+        "Source": _sources(data / SOURCE_DIR),
+        "Git": _commit(data),
+        "Environment": _environment(root, data),
+    }
     body = [
         f"<h1>{escape(heading.class_name)}</h1>",
         f'<p class="soft">{escape(heading.doc or heading.model_class)}</p>',
         chips([*([heading.uri] if heading.uri else []), *heading.facts]),
-        _calls(graph),
-        _layers(layers, variables, graph),
-        _weights(_Folder(data), variables, layers),
-        *_proof(data / PROOF_FILE),
-        *_configuration(data / CONFIG_FILE),
-        *_sources(data / SOURCE_DIR),
-        *_commit(data),
-        *_environment(root / REQUIREMENTS_FILE),
+        *(section(title, text) for title, pieces in parts.items() if (text := "\n".join(pieces))),
     ]
     (root / PAGE_FILE).write_bytes(document(heading.class_name, body).encode("utf-8"))
 
@@ -84,40 +94,87 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _calls(graph: CallGraph) -> str:
+# --- calls
+
+
+def _calls(graph: CallGraph) -> Iterator[str]:
     if not graph.graphs:
-        return section(
-            "Calls", '<p class="soft">Which layer calls which is not known: the model was not called, or could not '
-            "be traced without data.</p>"
-        )  # fmt: skip
+        yield _soft(
+            "Which layer calls which is not known: the model was not called, or could not be traced without data."
+        )
+        return
     first, *inner = graph.graphs
-    parts = [
-        collapsible(f"{item.path} calls {len(item.nodes) - 1} layers", diagram.call_graph(item))
-        for item in inner[:_MOST_GRAPHS]
-    ]
-    if len(inner) > _MOST_GRAPHS:
-        parts.append(Raw(f'<p class="soft">{len(inner) - _MOST_GRAPHS} more layers call several others.</p>'))
-    return section("Calls", diagram.call_graph(first), *parts)
+    yield _soft("Each layer is below those whose output it takes; · stands for any size.")
+    drawing = diagram.call_graph(first)
+    is_long = len(first.nodes) > _OPEN_ROWS
+    yield collapsible(f"The model calls {len(first.nodes) - 1} layers", drawing) if is_long else drawing
+    alike = list(_alike(inner).values())
+    for paths in alike[:_MOST_GRAPHS]:
+        yield _inner_calls(paths)
+    if len(alike) > _MOST_GRAPHS:
+        yield _soft(f"{len(alike) - _MOST_GRAPHS} more kinds of layers call several others.")
+
+
+def _alike(graphs: Sequence[Graph]) -> dict[Any, list[Graph]]:
+    """Graphs of several layers by what they look like, so that a block that is there a hundred times is drawn once."""
+    found: dict[Any, list[Graph]] = {}
+    for graph in graphs:
+        nodes = tuple((node.path.removeprefix(graph.path), node.kind, node.shapes, node.calls) for node in graph.nodes)
+        if len(nodes) > 2:
+            found.setdefault((nodes, graph.edges), []).append(graph)
+    return found
+
+
+def _inner_calls(graphs: Sequence[Graph]) -> str:
+    first, *others = graphs
+    count = len(first.nodes) - 1
+    if not others:
+        return collapsible(f"{first.path} calls {count} layers", diagram.call_graph(first))
+    names = ", ".join(item.path for item in others[:_MOST_NAMES]) + (", …" if len(others) > _MOST_NAMES else "")
+    too = f"so does {others[0].path}" if len(others) == 1 else f"so do {len(others)} more, in the same way"
+    title = f"{first.path} calls {count} layers, and {too}"
+    return collapsible(title, diagram.call_graph(first) + _soft(f"The same: {names}"))
+
+
+def _soft(text: str) -> Raw:
+    return Raw(f'<p class="soft">{escape(text)}</p>')
 
 
 # --- layers
 
 
-def _layers(layers: Mapping[str, Any], variables: Sequence[Mapping[str, str]], graph: CallGraph) -> str:
-    shown = dict(list(layers.items())[:_MOST_LAYERS])
-    counts = dict.fromkeys(layers, 0)
-    for row in variables:
-        if row["kind"] in _PARAMETER_KINDS:
-            for path in _owners(row["path"], layers):
-                counts[path] += int(row["parameters"])
-    shapes = {node.path: " ".join(node.shapes[:2]) for item in graph.graphs for node in item.nodes}
-    children: dict[str, list[str]] = {path: [] for path in shown}
-    for path in shown:
-        if path:
-            children[next(_owners(path, shown, proper=True))].append(path)
-    more = len(layers) - len(shown)
-    note = f'<p class="soft">{more:,} more layers in {STRUCTURE_FILE}.</p>' if more else ""
-    return section("Layers", _tree("", shown, children, counts, shapes, depth=0), note)
+class _Tree:
+    """Layers and variables below each other, in the order of the calls where it is known."""
+
+    def __init__(self, layers: Mapping[str, Any], variables: Sequence[Mapping[str, str]], graph: CallGraph) -> None:
+        called = [node for item in graph.graphs for node in item.nodes if node.path != INPUT]
+        rank = {node.path: number for number, node in reversed([*enumerate(called)])}
+        self.layers = layers
+        self.shapes = {node.path: " ".join(node.shapes[:2]) for node in reversed(called)}
+        self.children: dict[str, list[str]] = {path: [] for path in layers}
+        self.counts = dict.fromkeys(layers, 0)
+        self.own: dict[str, list[Mapping[str, str]]] = {path: [] for path in layers}
+        for path in layers:
+            if path:
+                self.children[next(_owners(path, layers, proper=True))].append(path)
+        for below in self.children.values():
+            below.sort(key=lambda path: rank.get(path, len(rank)))
+        for row in variables:
+            if row["kind"] in _PARAMETER_KINDS:
+                owners = list(_owners(row["path"], layers))
+                self.own[owners[0]].append(row)
+                for path in owners:
+                    self.counts[path] += int(row["parameters"])
+
+    def below(self, path: str) -> Iterator[str]:
+        """The layer and all below it, from top to bottom."""
+        yield path
+        for child in self.children[path]:
+            yield from self.below(child)
+
+    def variables(self, path: str) -> list[Mapping[str, str]]:
+        """The variables of the layer and of all below it."""
+        return [row for item in self.below(path) for row in self.own[item]]
 
 
 def _owners(path: str, layers: Mapping[str, Any], *, proper: bool = False) -> Iterator[str]:
@@ -130,24 +187,23 @@ def _owners(path: str, layers: Mapping[str, Any], *, proper: bool = False) -> It
     yield ""
 
 
-def _tree(
-    path: str,
-    layers: Mapping[str, Any],
-    children: Mapping[str, Sequence[str]],
-    counts: Mapping[str, int],
-    shapes: Mapping[str, str],
-    *,
-    depth: int,
-) -> Raw:
-    record = layers[path]
+def _layers(tree: _Tree) -> Iterator[str]:
+    shown = set(list(tree.below(""))[:_MOST_LAYERS])
+    yield Raw(f'<div class="tree">{_branch("", tree, shown, is_small=len(tree.layers) <= _OPEN_ROWS)}</div>')
+    if more := len(tree.layers) - len(shown):
+        yield _soft(f"{more:,} more layers in {STRUCTURE_FILE}.")
+
+
+def _branch(path: str, tree: _Tree, shown: set[str], *, is_small: bool) -> Raw:
+    record = tree.layers[path]
     frozen = "" if record["trainable"] else " · frozen"
-    facts = f"{record['class']} {shapes.get(path, '')} · {counts[path]:,} parameters{frozen}"
-    title = Raw(f'<span class="mono">{escape(path or "model")}</span> <span class="soft">{escape(facts)}</span>')
-    below = children[path]
+    facts = f"{record['class']} {tree.shapes.get(path, '')} · {tree.counts[path]:,} parameters{frozen}"
+    title = Raw(f'{name(path or "model")} <span class="soft">{escape(facts)}</span>')
+    below = [child for child in tree.children[path] if child in shown]
     if not below:
-        return Raw(f'<div style="margin-left: 34px">{title}</div>')
-    inner = "\n".join(_tree(item, layers, children, counts, shapes, depth=depth + 1) for item in below)
-    return collapsible(title, inner, is_open=depth == 0 and len(below) <= _OPEN_ROWS)
+        return Raw(f'<div class="leaf">{title}</div>')
+    inner = "\n".join(_branch(child, tree, shown, is_small=is_small) for child in below)
+    return collapsible(title, inner, is_open=is_small or (path == "" and len(below) <= _OPEN_ROWS))
 
 
 # --- weights
@@ -172,40 +228,56 @@ class _Folder:
             yield file, path.stat().st_size
 
 
-def _weights(data: TensorReader, variables: Sequence[Mapping[str, str]], layers: Mapping[str, Any]) -> str:
-    rows = [row for row in variables if row["kind"] in _PARAMETER_KINDS]
+def _weights(data: TensorReader, tree: _Tree) -> Iterator[str]:
+    total = len(tree.variables(""))
     with opened_tensors(data, STATE_FILE) as tensors:
-        lines = [_statistics(tensors, row) for row in rows[:_MOST_VARIABLES]]
-    columns = ("variable", "shape", "mean", "deviation", "smallest", "largest", "distribution")
-    numbers = (2, 3, 4, 5)
-    note = (
-        f'<p class="soft">Of each variable up to {_SAMPLED:,} values are taken.'
-        + (f" {len(rows) - len(lines):,} more variables in {WEIGHTS_TABLE_FILE}." if len(rows) > len(lines) else "")
-        + "</p>"
-    )
-    parts = [table(columns, lines[:_OPEN_ROWS], numbers=numbers)] if lines else []
-    if len(lines) > _OPEN_ROWS:
-        more = table(columns, lines[_OPEN_ROWS:], numbers=numbers)
-        parts.append(collapsible(f"{len(lines) - _OPEN_ROWS} more", more))
-    return section("Weights", *parts, note)
+        if total <= _OPEN_ROWS:
+            yield _statistics(tensors, tree.variables(""))
+            shown = total
+        else:
+            groups, shown = _grouped_statistics(tensors, tree)
+            joined = "\n".join(groups)
+            yield collapsible(f"{len(groups)} layers", joined) if len(groups) > _OPEN_GROUPS else joined
+    more = f" {total - shown:,} more variables in {WEIGHTS_TABLE_FILE}." if total > shown else ""
+    yield _soft(f"Of each variable up to {_SAMPLED:,} values are taken.{more}")
 
 
-def _statistics(tensors: Tensors, row: Mapping[str, str]) -> tuple[object, ...]:
+def _grouped_statistics(tensors: Tensors, tree: _Tree) -> tuple[list[str], int]:
+    """A table, to be opened, for each layer of the model; and the number of variables shown."""
+    groups: list[str] = []
+    shown = 0
+    for path in ["", *tree.children[""]]:
+        rows = tree.own[""] if path == "" else tree.variables(path)
+        if not rows or shown >= _MOST_VARIABLES:
+            continue
+        some = rows[: _MOST_VARIABLES - shown]
+        shown += len(some)
+        facts = f"{len(rows):,} variables · {sum(int(row['parameters']) for row in rows):,} parameters"
+        title = Raw(f'{name(path or "model")} <span class="soft">{escape(facts)}</span>')
+        groups.append(collapsible(title, _statistics(tensors, some)))
+    return groups, shown
+
+
+def _statistics(tensors: Tensors, rows: Sequence[Mapping[str, str]]) -> str:
+    columns = ("variable", "mean ± deviation", "smallest … largest", "distribution")
+    return table(columns, [_row(tensors, row) for row in rows]) if rows else ""
+
+
+def _row(tensors: Tensors, row: Mapping[str, str]) -> tuple[object, ...]:
     shape = row["shape"].replace("x", " × ") or "scalar"
-    head = (Raw(f'<span class="mono">{escape(row["path"])}</span>'), f"{shape} {row['dtype']}")
+    head = Raw(f'{name(row["path"])}<br><span class="soft">{escape(shape)} {escape(row["dtype"])}</span>')
     values = tensors.sample(row["path"], _SAMPLED)
     if values.dtype.kind not in "fiu" and values.dtype.name != "bfloat16":
-        return (*head, "", "", "", "", "")
+        return (head, "", "", "")
     values = values.astype("float64")
     finite = values[np.isfinite(values)]
     if not finite.size:
-        return (*head, "", "", "", "", Raw('<span class="bad">no finite value</span>'))
+        return (head, "", "", Raw('<span class="bad">no finite value</span>'))
     counts = np.histogram(finite, bins=min(_BINS, max(4, finite.size // 4)))[0].tolist()
     drawn: str = diagram.histogram(counts) if finite.size > 1 else ""
     if finite.size < values.size:
         drawn += f'<span class="bad">{values.size - finite.size} not finite</span>'
-    numbers = (f"{item:.4g}" for item in (finite.mean(), finite.std(), finite.min(), finite.max()))
-    return (*head, *numbers, Raw(drawn))
+    return (head, f"{finite.mean():.3g} ± {finite.std():.3g}", f"{finite.min():.3g} … {finite.max():.3g}", Raw(drawn))
 
 
 # --- what else was written
@@ -213,56 +285,62 @@ def _statistics(tensors: Tensors, row: Mapping[str, str]) -> tuple[object, ...]:
 
 def _proof(path: Path) -> Iterator[str]:
     if not path.is_file():
-        yield section("Proof", '<p class="bad">That it comes back was not proven when it was logged.</p>')
+        yield Raw('<p class="bad">That it comes back was not proven when it was logged.</p>')
         return
     proof = _json(path)
     text = (
         f"Rebuilt in an isolated process without the user's modules and compared: {proof['layers']} layers, "
-        f"{proof['variables']} variables bit for bit, {proof['attributes']} attributes. {proof['seconds']} s."
+        f"{proof['variables']} variables bit for bit, {proof['attributes']} attributes. {proof['seconds']:.1f} s."
     )
-    answers = table(("asked by", "its answers were"), list(proof["entry_points"].items()))
-    routes = table(
-        ("the class comes back by", ""), [(name, reason or "yes") for name, reason in proof["routes"].items()]
-    )
-    yield section("Proof", f'<p class="good">{escape(text)}</p>', answers, routes)
+    yield Raw(f'<p class="good">{escape(text)}</p>')
+    yield table(("asked by", "its answers were"), list(proof["entry_points"].items()))
+    routes = [(route, reason or "yes") for route, reason in proof["routes"].items()]
+    yield table(("the class comes back by", ""), routes)
 
 
 def _configuration(path: Path) -> Iterator[str]:
     config = _json(path)
     rest = {key: config[key] for key in config if key != "constructor"}
     shown, more = (
-        code(json.dumps(item, indent=2, sort_keys=True), "json", limit=60_000) for item in (config["constructor"], rest)
+        code(json.dumps(item, indent=2, sort_keys=True), "json", limit=_CONFIGURATION_CHARACTERS)
+        for item in (config["constructor"], rest)
     )
-    yield section("Configuration", shown, collapsible("compile, specs, definitions", more))
+    yield shown
+    yield collapsible("compile, specs, definitions", more)
 
 
 def _sources(folder: Path) -> Iterator[str]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
-    left, parts = _SOURCE_CHARACTERS, []
+    left = _SOURCE_CHARACTERS
     for path in paths:
         text = path.read_bytes().decode("utf-8", "backslashreplace")
-        parts.append(
-            collapsible(path.relative_to(folder).as_posix(), code(text, "python", limit=max(left, 0)),
-                        is_open=len(paths) == 1)
-        )  # fmt: skip
+        shown = code(text, "python", limit=max(left, 0))
+        yield collapsible(path.relative_to(folder).as_posix(), shown, is_open=len(paths) == 1)
         left -= len(text)
-    if parts:
-        yield section("Source", *parts)
 
 
 def _commit(data: Path) -> Iterator[str]:
     git = _json(data / GIT_FILE)
-    rows = [(key, git[key]) for key in ("commit", "branch", "remote_url", "dirty", "status") if git[key] is not None]
-    claims = [(item["path"], item["status"]) for item in git["sources"]]
-    parts = [table(("", ""), rows)]
-    if claims:
-        parts.append(table(("source file", "compared with the commit"), claims))
+    rows = [(key, git[key]) for key in ("commit", "branch", "tag") if git[key] is not None]
+    rows += [("remote", git["remote_url"])] if git["remote_url"] is not None else []
+    if git["repository_of"] == "working-directory":
+        rows += [("repository", "of the working directory: the class lies in none")]
+    rows += [("uncommitted changes", {True: "yes", False: "no", None: "not known"}[git["dirty"]])]
+    rows += [("what is known", git["status"])] if git["status"] != "ok" else []
+    rows += [("no patch", git["patch_omitted"])] if git["patch_omitted"] is not None else []
+    yield table(("", ""), rows)
+    if claims := [(item["path"], item["status"]) for item in git["sources"]]:
+        yield table(("source file", "compared with the commit"), claims)
     if (data / PATCH_FILE).is_file():
         patch = (data / PATCH_FILE).read_bytes().decode("utf-8", "backslashreplace")
-        parts.append(collapsible("What was not committed", code(patch, "diff"), is_open=len(patch) < 10_000))
-    yield section("Git", *parts)
+        shown = code(patch, "diff", limit=_PATCH_CHARACTERS)
+        yield collapsible("What was not committed", shown, is_open=len(patch) < 10_000)
 
 
-def _environment(path: Path) -> Iterator[str]:
-    if path.is_file():
-        yield section("Environment", code(path.read_text(encoding="utf-8"), "text", limit=20_000))
+def _environment(root: Path, data: Path) -> Iterator[str]:
+    versions = _json(data / MANIFEST_FILE)["versions"]
+    backend = (versions["backend"], versions["backend_version"])
+    yield table(("made with", ""), [("Python", versions["python"]), ("Keras", versions["keras"]), backend])
+    if (root / REQUIREMENTS_FILE).is_file():
+        requirements = (root / REQUIREMENTS_FILE).read_text(encoding="utf-8")
+        yield Raw(f'<p class="soft">{REQUIREMENTS_FILE}</p>') + code(requirements, "text", limit=20_000)

@@ -30,7 +30,7 @@ from mlflow_keras_subclass.manifest import (
     WEIGHTS_TABLE_FILE,
 )
 
-__all__ = ["REPORT_FILE", "Card", "TensorRow", "card", "note"]
+__all__ = ["REPORT_FILE", "Card", "TensorRow", "card", "note", "summary"]
 
 REPORT_FILE = "README.md"
 
@@ -126,6 +126,11 @@ def note(record: Card) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def summary(text: str, uri: str) -> str:
+    """The model card ``text`` for the copy of what a person reads, which lies in the run."""
+    return f"> A copy for reading. The model itself, with its weights and all other files, is `{uri}`.\n\n{text}"
+
+
 def _facts(record: Card) -> str:
     fixed = record.parameter_count - record.trainable_count
     return "\n".join(
@@ -180,8 +185,10 @@ def _load(record: Card) -> str:
         "import mlflow",
         "import mlflow_keras_subclass as mks",
         "",
-        f'model = mks.load_model("{_address(record)}")  # the {record.class_name} itself: fit, attributes and methods',
-        f'served = mlflow.pyfunc.load_model("{_address(record)}")  # predict only, compiled',
+        f"# The {record.class_name} itself, with fit, its attributes and methods:",
+        f'model = mks.load_model("{_address(record)}")',
+        "# What a server runs, compiled and with predict only:",
+        f'served = mlflow.pyfunc.load_model("{_address(record)}")',
     ]
     return _fenced("python", "\n".join(code))
 
@@ -208,7 +215,8 @@ def _reproduce(record: Card) -> str:
     patch = f"{DATA_DIR}/{PATCH_FILE}"
     if patch in record.files:
         lines.append(f"git apply <this model>/{patch}")
-    return _fenced("sh", "\n".join([*lines, install]))
+    steps = _fenced("sh", "\n".join([*lines, install]))
+    return f"{steps}\n\nThe first steps in one: `mlflow-keras-subclass reproduce {_address(record)} <new directory>`."
 
 
 def _files(record: Card) -> str:

@@ -104,11 +104,16 @@ def build_tree(api: KerasApi, records: Mapping[str, Any], decoder: Decoder, walk
         # Keras warns of layers that are not built yet; everything is accounted for afterwards.
         warnings.filterwarnings("ignore", message=".*build.*", category=UserWarning)
         while pending := [path for path in tree.layers if path not in done]:
+            # All of them before one is built: a layer may build those below it itself.
+            for path in pending:
+                if path in records:
+                    _prepare_layer(api, tree.layers[path], records[path])
             for path in pending:
                 done.add(path)
                 if path in records and _build_layer(api, tree.layers[path], path, records[path], decoder):
-                    tree = walk()
                     break
+            # Once for all layers that got nothing but variables: a walk after each of two thousand takes minutes.
+            tree = walk()
         for path, layer in reversed(tree.layers.items()):
             if path in records and records[path]["built"] and not layer.built:
                 _finish_default_build(api, layer, records[path], decoder)
@@ -118,13 +123,16 @@ def build_tree(api: KerasApi, records: Mapping[str, Any], decoder: Decoder, walk
     return walk() if adapted else tree
 
 
-def _build_layer(api: KerasApi, layer: Any, path: str, record: Mapping[str, Any], decoder: Decoder) -> bool:
-    """Prepare and build one layer; whether there may be new layers below it."""
+def _prepare_layer(api: KerasApi, layer: Any, record: Mapping[str, Any]) -> None:
     if layer.name != record["name"]:
         # Automatic names count up through a process; variables are named after them.
         api.rename(layer, record["name"])
     if not layer.built and api.dtype_policy(layer) != record["dtype_policy"]:
         api.set_dtype_policy(layer, record["dtype_policy"])
+
+
+def _build_layer(api: KerasApi, layer: Any, path: str, record: Mapping[str, Any], decoder: Decoder) -> bool:
+    """Build one layer; whether there may be new layers below it."""
     if not record["built"] or layer.built or api.has_default_build(layer) or _was_never_called(layer, record):
         return False
     before = len(vars(layer)), len(api.sublayers(layer))
@@ -139,7 +147,8 @@ def _build_layer(api: KerasApi, layer: Any, path: str, record: Mapping[str, Any]
             f"{path or 'model'}: {_class_name(layer)}.build raised {type(error).__name__} when it was called with the "
             f"recorded arguments {record['build']}: {error}"
         ) from error
-    return not api.is_own(layer) or before != (len(vars(layer)), len(api.sublayers(layer)))
+    sublayers = len(api.sublayers(layer))
+    return not api.is_own(layer) or (sublayers > 0 and before != (len(vars(layer)), sublayers))
 
 
 def _was_never_called(layer: Any, record: Mapping[str, Any]) -> bool:
