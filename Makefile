@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-large bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-backends test-faults golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison clean
+.PHONY: bench bench-large bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-backends test-random test-faults golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -108,6 +108,9 @@ bench-large: $(READY)  ## Load 1 GB of weights: time and memory
 
 test-fuzz: $(READY)  ## A hundred thousand mutations of every reader of the format
 	$(BIN)/python tests/reliability/fuzzing.py 100000
+
+test-random: $(READY)  ## Three hundred random subclassed models, other ones each time
+	MKS_EXAMPLES=300 $(BIN)/python -m pytest tests/test_random_models.py
 
 test-faults: $(READY)  ## Fail and kill at every single write of a save
 	MKS_FAULTS=all $(BIN)/python -m pytest tests/reliability/test_faults.py
