@@ -1,4 +1,4 @@
-"""Hypothesis writes subclassed models: nesting, containers, sharing, dtypes, arguments, structures of inputs and outputs.
+"""Hypothesis writes subclassed models: nesting, containers, sharing, dtypes, arguments, structures of inputs, outputs.
 
 Each is a module of source text; it is imported, built and saved, the module is taken away, and the model must come back
 bit for bit by both routes. ``make test-random`` tries many more.
