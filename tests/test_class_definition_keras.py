@@ -279,11 +279,15 @@ def test_registrations_come_back(outcome: Any) -> None:
 def test_third_party_is_recorded(outcome: Any) -> None:
     """The requirements can be made from what the user's modules import.
 
-    Python 3.13 knows the text of a program that was given with -c, where the stored lambda is from.
+    Python 3.13 knows the text of a program that was given with -c, where the stored lambda is from: its imports count.
     """
-    program = {"keras", "mlflow_keras_subclass", "numpy"} if sys.version_info >= (3, 13) else set()
-    assert set(outcome[0]["tensorflow.keras"]["record"]["third_party"]) == {"tensorflow"} | program
-    assert set(outcome[0]["registered package"]["record"]["third_party"]) == {"keras"} | program
+    found = [set(outcome[0][name]["record"]["third_party"]) for name in ("tensorflow.keras", "registered package")]
+    if sys.version_info < (3, 13):
+        assert found == [{"tensorflow"}, {"keras"}]
+    else:
+        program = {"keras", "mlflow_keras_subclass", "numpy"}
+        assert found[0] >= {"tensorflow"} | program
+        assert found[1] >= program
 
 
 def test_live_keras_objects_and_large_arrays_are_not_in_the_pickle(outcome: Any) -> None:
