@@ -31,3 +31,8 @@ class Faults:
     def disarm(self):
         self.folder = None
         return self.count
+
+
+def numbers(count, *, every):
+    """The changes to try of ``count``: all of them, or some from the start, the middle and the end."""
+    return range(1, count + 1) if every else sorted({1, 2, count // 3, count // 2, count - 2, count - 1, count})

@@ -1,7 +1,7 @@
 """Saves in forked processes that are killed at their N-th write; prints what each left behind, as JSON.
 
-``python killed_saves.py FOLDER 1,2,3``. The parent imports all and runs nothing, since TensorFlow's threads do not
-survive a fork.
+``python killed_saves.py FOLDER sample|every``. The parent imports all and runs nothing, since the threads of TensorFlow do
+not survive a fork.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from faults import Faults
+from faults import Faults, numbers
 
 import mlflow_keras_subclass as mks
 from mlflow_keras_subclass import keras_api, pyfunc  # noqa: F401
@@ -68,6 +68,18 @@ def state(target):
     return "whole" if (target / "MLmodel").is_file() else "half"
 
 
+def count_of_writes(folder):
+    def work():
+        faults = Faults()
+        faults.arm(folder, -1, None)
+        save(folder / "m")
+        (folder.parent / "count").write_text(str(faults.disarm()))
+
+    folder.mkdir()
+    assert forked(work) == "finished"
+    return int((folder.parent / "count").read_text())
+
+
 def killed_at(folder, number):
     def work():
         faults = Faults()
@@ -92,10 +104,11 @@ def limited(folder):
 
 def main():
     top = Path(sys.argv[1])
-    numbers = [int(number) for number in sys.argv[2].split(",")]
-    found = [killed_at(top / str(number), number) for number in [*numbers, 100_000]]
-    forked(lambda: save(top / str(numbers[0]) / "m"))
-    print(json.dumps({"killed": found, "again": state(top / str(numbers[0]) / "m"), "limited": limited(top / "limit")}))
+    count = count_of_writes(top / "count of writes")
+    tried = [*numbers(count, every=sys.argv[2] == "every"), count + 1]
+    found = [killed_at(top / str(number), number) for number in tried]
+    forked(lambda: save(top / "1" / "m"))
+    print(json.dumps({"killed": found, "again": state(top / "1" / "m"), "limited": limited(top / "limit")}))
 
 
 if __name__ == "__main__":
