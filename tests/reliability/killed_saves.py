@@ -1,7 +1,7 @@
 """Saves in forked processes that are killed at their N-th write; prints what each left behind, as JSON.
 
-``python killed_saves.py FOLDER sample|every``. The parent imports all and runs nothing, since the threads of TensorFlow do
-not survive a fork.
+``python killed_saves.py FOLDER sample|every``. The parent imports all and runs nothing, since the threads of
+TensorFlow do not survive a fork.
 """
 
 import json
