@@ -100,7 +100,8 @@ class ModelTree:
 
 def set_globals(model: Any, values: Mapping[str, Any]) -> None:
     """Note what the code of ``model`` reads from global variables, by name; ``walk`` goes there too."""
-    _GLOBALS.put(model, dict(values))
+    # Without the model itself, which the note would keep alive for ever.
+    _GLOBALS.put(model, {name: value for name, value in values.items() if value is not model})
 
 
 def is_global(path: str) -> bool:

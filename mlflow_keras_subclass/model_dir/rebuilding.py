@@ -195,10 +195,10 @@ class _Rebuild:
 
         made = config.restore_globals(self._globals, decoder, put)
         model = config.construct(self._api, self._config["constructor"], decoder)
-        itself = {name: model for name, value in self._globals.items() if value is None}
-        for name in itself:
-            put(name, model)
-        set_globals(model, made | itself)
+        for name, value in self._globals.items():
+            if value is None:
+                put(name, model)
+        set_globals(model, made)
         return model
 
     def _build(self, model: Any, decoder: Decoder) -> ModelTree:

@@ -159,6 +159,7 @@ class _Write:
     def run(
         self, *, stated: Mapping[str, Any] | None, example: Any, detail: str, serialization_format: str | None
     ) -> ModelFacts:
+        set_globals(self._model, {})
         captured = self._capture(stated, serialization_format)
         while outside := captured.new_globals():
             # Only now is it known what the code reads; these values may be made of other classes of the user.
