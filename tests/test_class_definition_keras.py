@@ -113,7 +113,7 @@ FILES = {
                 self.layer = keras.layers.Dense(2)
         HELPER = Helper()
         class Net(keras.Model):
-            def call(self, x):
+            def call(self, x, *, norm=keras.layers.Dense(2)):
                 y = BACKBONE(NORM["n"](x)) + EMBEDDING[0, 0] + WEIGHT[0, 0] + MEAN.result()
                 return HELPER.layer(y)
         """,
@@ -295,6 +295,7 @@ def test_live_keras_objects_and_large_arrays_are_not_in_the_pickle(outcome: Any)
     assert outcome[0]["globals"] == {
         "s44.BACKBONE": "Sequential",
         "s44.EMBEDDING": "EagerTensor",
+        "s44.HELPER": "Helper",
         "s44.MEAN": "Mean",
         "s44.NORM": "dict",
     }
@@ -304,10 +305,13 @@ def test_live_keras_objects_and_large_arrays_are_not_in_the_pickle(outcome: Any)
     ("route", "text"),
     [
         ("cloudpickle", "s44.WEIGHT is a Variable of 1.4 MB (1440000 bytes)"),
-        ("cloudpickle", "s44.HELPER.layer is a live Keras layer (Dense)"),
-        ("source", "s44.BACKBONE, s44.EMBEDDING, s44.MEAN, s44.NORM: running the text would make them anew"),
+        ("cloudpickle", "s44.Net.call (its default 'norm') is a live Keras layer (Dense)"),
+        (
+            "source",
+            "s44.BACKBONE, s44.EMBEDDING, s44.HELPER, s44.MEAN, s44.NORM: running the text would make them anew",
+        ),
     ],
 )
 def test_what_holds_state_and_cannot_travel_is_refused(outcome: Any, route: str, text: str) -> None:
-    """A variable, a layer in an object of the user; by the source route everything with a state."""
+    """A variable, a layer as the default of an argument; by the source route everything with a state."""
     assert text in outcome[0][f"refused {route}"]

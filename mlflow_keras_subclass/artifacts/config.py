@@ -178,7 +178,7 @@ def capture_globals(model: Any, values: Mapping[str, Any], encoder: Encoder) -> 
         CaptureError: One of them cannot be made again.
     """
     return {
-        name: None if value is model else encoder.encode(value, f"{GLOBALS}[{name!r}]", opaque=False)
+        name: None if value is model else encoder.encode(value, f"{GLOBALS}[{name!r}]")
         for name, value in values.items()
     }
 

@@ -887,10 +887,6 @@ def test_all_that_cannot_be_pickled_is_named(project: Path, tmp_path: Path) -> N
         HANDLE = open(__file__, "ab")
         TABLE = {"rows": [(i for i in range(3))]}
         TEXT = b"x" * 2_000_000
-        class Held:
-            def __init__(self):
-                self.w = numpy.zeros(300_000)
-        HELD = Held()
         def make(stream):
             def read():
                 return stream
@@ -898,8 +894,8 @@ def test_all_that_cannot_be_pickled_is_named(project: Path, tmp_path: Path) -> N
         class Net:
             reader = make((i for i in range(4)))
             lines = (i for i in range(5))
-            def call(self, x):
-                return HANDLE, TABLE, TEXT, HELD
+            def call(self, x, big=numpy.zeros(300_000)):
+                return HANDLE, TABLE, TEXT
         """,
     )
     with pytest.raises(ClassDefinitionError) as caught:
@@ -910,7 +906,7 @@ def test_all_that_cannot_be_pickled_is_named(project: Path, tmp_path: Path) -> N
     assert "handles.HANDLE cannot be pickled" in text
     assert "handles.TABLE['rows'][0] cannot be pickled: cannot pickle 'generator' object" in text
     assert "handles.TEXT is a bytes of 1.9 MB" in text
-    assert "handles.HELD.w is a ndarray of 2.3 MB (2400000 bytes)" in text
+    assert "handles.Net.call (its default 0) is a ndarray of 2.3 MB (2400000 bytes)" in text
     assert "handles.Net.reader (its closure variable 'stream') cannot be pickled" in text
     assert "handles.Net.lines cannot be pickled" in text
     assert "__init__" in text
@@ -918,7 +914,7 @@ def test_all_that_cannot_be_pickled_is_named(project: Path, tmp_path: Path) -> N
 
 
 def test_large_arrays_travel_beside_the_pickle(project: Path, tmp_path: Path) -> None:
-    """Alone or in a container; they come back by name, to be put in their places."""
+    """Alone, in a container or an object; they come back by name, to be put in their places."""
     module = load(
         project,
         "tables",
@@ -926,20 +922,25 @@ def test_large_arrays_travel_beside_the_pickle(project: Path, tmp_path: Path) ->
         import numpy
         BIG = numpy.zeros(200_000)
         NESTED = {"w": numpy.zeros(300_000), "small": 1}
+        class Held:
+            def __init__(self):
+                self.itself, self.tables = self, [numpy.zeros(300_000)]
+        HELD = Held()
         class Net:
             def call(self, x):
-                return BIG[0] + NESTED["w"][0]
+                return BIG[0] + NESTED["w"][0] + HELD.tables[0][0]
         """,
     )
     surveyed = class_definition.survey({"Net": module.Net}, objects={}, registrations={})
-    assert dict(surveyed.global_values) == {"tables.BIG": module.BIG, "tables.NESTED": module.NESTED}
+    assert sorted(surveyed.global_values) == ["tables.BIG", "tables.HELD", "tables.NESTED"]
+    assert surveyed.global_values["tables.HELD"] is module.HELD
 
     record, folder = write(tmp_path, {"Net": module.Net})
     back = class_definition.read(record, folder)
     assert len(folder.read_bytes("class.cloudpickle")) < 10_000
     for name, setters in back.setters.items():
         for put in setters:
-            put([1.0] if name == "tables.BIG" else {"w": [2.0]})
+            put({"BIG": [1.0], "NESTED": {"w": [2.0]}, "HELD": module.HELD}[name.removeprefix("tables.")])
     assert back.definitions["Net"]().call(0) == 3.0
 
 

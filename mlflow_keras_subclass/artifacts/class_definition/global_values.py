@@ -7,8 +7,11 @@ and the variables of the model are. Values are recognised by the modules of thei
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+
+from mlflow_keras_subclass.artifacts.class_definition.origins import is_user_defined
 
 __all__ = ["MAX_BYTES", "GlobalValue", "GlobalValues", "is_carried", "keras_kind", "size_bytes"]
 
@@ -48,12 +51,29 @@ class GlobalValues:
 def is_carried(value: Any) -> bool:
     """Whether ``value``, in a variable, is stored with the model and not in the pickle of the code.
 
-    A list, tuple or dict of such values travels as a whole.
+    A list, tuple, dict or object of the user's that holds such values travels as a whole.
     """
-    if type(value) in (list, tuple, dict):
-        items = value.values() if type(value) is dict else value
-        return len(value) <= _MAX_ITEMS and any(is_carried(item) for item in items)
-    return keras_kind(value) is not None or (size_bytes(value) > MAX_BYTES and _has_data_form(value))
+    return _holds_state(value, set())
+
+
+def _holds_state(value: Any, active: set[int]) -> bool:
+    if keras_kind(value) is not None or (size_bytes(value) > MAX_BYTES and _has_data_form(value)):
+        return True
+    items = _held(value)
+    if id(value) in active or len(items) > _MAX_ITEMS:
+        return False
+    active.add(id(value))
+    return any(_holds_state(item, active) for item in items)
+
+
+def _held(value: Any) -> Collection[Any]:
+    kind = type(value)
+    if kind in (list, tuple):
+        return cast("list[Any] | tuple[Any, ...]", value)
+    if kind is dict:
+        return cast("dict[Any, Any]", value).values()
+    is_plain = isinstance(getattr(value, "__dict__", None), dict) and not callable(value)
+    return vars(value).values() if is_plain and is_user_defined(kind) else ()
 
 
 def keras_kind(value: Any) -> str | None:

@@ -1,0 +1,100 @@
+"""Takes each check out of ``trust.py``, one at a time, and runs its tests: every mutant must break one.
+
+``python tests/reliability/mutants.py`` prints the survivors, and exits with 1 if there is one. Mutants: a condition
+that is always true or always false, an error that is not raised, a comparison turned around, an ``and`` for an ``or``.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "mlflow_keras_subclass"
+TESTS = [str(ROOT / "tests/fast/test_trust.py")]
+TURNED = {
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Lt: ast.GtE,
+    ast.LtE: ast.Gt,
+    ast.Gt: ast.LtE,
+    ast.GtE: ast.Lt,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
+
+
+def mutants(source: str) -> Iterator[tuple[str, str]]:
+    """What was changed, and the changed source."""
+    tree = ast.parse(source)
+    for number, node in enumerate(ast.walk(tree)):
+        for what, change in changes(node):
+            changed = copy.deepcopy(tree)
+            change(next(item for place, item in enumerate(ast.walk(changed)) if place == number))
+            line = source.splitlines()[getattr(node, "lineno", 1) - 1].strip()
+            yield f"line {getattr(node, 'lineno', '?')}: {what}: {line}", ast.unparse(changed)
+
+
+def changes(node):
+    if isinstance(node, ast.If | ast.IfExp | ast.While):
+        for value in (True, False):
+            yield f"always {value}", lambda item, value=value: setattr(item, "test", ast.Constant(value))
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        turned = TURNED[type(node.ops[0])]()
+        yield "turned around", lambda item: setattr(item, "ops", [turned])
+    if isinstance(node, ast.BoolOp):
+        other = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+        yield "and for or", lambda item: setattr(item, "op", other)
+    for name in ("body", "orelse"):
+        block = getattr(node, name, None)
+        for place, statement in enumerate(block if isinstance(block, list) else []):
+            if isinstance(statement, ast.Raise):
+                yield (
+                    f"not raised ({statement.lineno})",
+                    lambda item, name=name, place=place: getattr(item, name).__setitem__(place, ast.Pass()),
+                )
+
+
+def survives(source: str) -> bool:
+    """Whether the tests pass with this ``trust.py``."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(PACKAGE, Path(folder, PACKAGE.name), ignore=shutil.ignore_patterns("__pycache__"))
+        Path(folder, PACKAGE.name, "trust.py").write_text(source)
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml"]
+        # From there: the folder in which Python is started is the first that it imports from.
+        done = subprocess.run(
+            [*command, *TESTS],
+            cwd=folder,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            timeout=300,
+            check=False,
+        )
+        return done.returncode == 0
+
+
+def main():
+    source = (PACKAGE / "trust.py").read_text(encoding="utf-8")
+    assert survives(source), "the tests must pass without a change"
+    assert not survives("raise ImportError"), "the tests must import the copy that is changed"
+    tried = list(mutants(source))
+    survivors = []
+    for number, (what, changed) in enumerate(tried, 1):
+        if survives(changed):
+            survivors.append(what)
+            print(f"{number}/{len(tried)} survived: {what}", flush=True)
+    print(f"{len(tried)} mutants, {len(survivors)} survived")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
