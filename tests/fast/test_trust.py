@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_keras_subclass.errors import FormatError, IntegrityError, KerasSubclassError, UntrustedCodeError
 from mlflow_keras_subclass.files import ArtifactWriter
-from mlflow_keras_subclass.manifest import Manifest, Versions, write_manifest
+from mlflow_keras_subclass.manifest import MAX_JSON_BYTES, SIGNATURE_FILE, Manifest, Versions, write_manifest
 from mlflow_keras_subclass.trust import PICKLE_VARIABLE, TrustPolicy, VerifiedModel, sign, verify
 
 NAMES = ("class.cloudpickle", "config.json", "source/pkg/net.py", "state.safetensors")
@@ -326,3 +326,18 @@ class TestSignatures:
         sign(root, private_key=keys / "mine.key")
         with pytest.raises(KerasSubclassError, match=r"no\.key cannot be used"):
             verify(root, TrustPolicy(public_key=key))
+
+
+def test_what_is_read_before_it_is_checked_has_a_bound(root):
+    """The manifest and the signature: neither is read into memory whole to find that it is too large."""
+    manifest = root / "keras_subclass/manifest.json"
+    os.truncate(manifest, MAX_JSON_BYTES + 1)
+    with pytest.raises(FormatError, match="manifest.json has 67108865 bytes; expected at most 67108864"):
+        verify(root, TrustPolicy())
+
+
+def test_signature_has_a_bound(root):
+    (root / SIGNATURE_FILE).write_bytes(b"")
+    os.truncate(root / SIGNATURE_FILE, MAX_JSON_BYTES)
+    with pytest.raises(FormatError, match="expected at most"):
+        verify(root, TrustPolicy(level="known", public_key=str(root / "any.pem")))
