@@ -332,7 +332,7 @@ def test_what_is_read_before_it_is_checked_has_a_bound(root):
     """The manifest and the signature: neither is read into memory whole to find that it is too large."""
     manifest = root / "keras_subclass/manifest.json"
     os.truncate(manifest, MAX_JSON_BYTES + 1)
-    with pytest.raises(FormatError, match="manifest.json has 67108865 bytes; expected at most 67108864"):
+    with pytest.raises(FormatError, match=r"manifest\.json has 67108865 bytes; expected at most 67108864"):
         verify(root, TrustPolicy())
 
 
