@@ -41,8 +41,9 @@ def lines_with_secrets(lines: Sequence[str], path: str) -> Mapping[int, str]:
     return _scanned("\n".join(lines) + "\n", ".py" if PurePosixPath(path).suffix == ".py" else ".txt")
 
 
-# Half a millisecond a line, and a model is logged again and again with the same source.
-@functools.lru_cache(maxsize=256)
+# Half a millisecond a line, and a model is logged again and again with the same source, in the same order: a cache that
+# holds fewer files than that is of no use at all.
+@functools.lru_cache(maxsize=8192)
 def _scanned(text: str, suffix: str) -> Mapping[int, str]:
     scan = importlib.import_module("detect_secrets.core.scan")
     plugins = importlib.import_module("detect_secrets.core.plugins.util").get_mapping_from_secret_type_to_class()

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import inspect
 import logging
+import math
 import os
 import sys
 import uuid
@@ -53,6 +54,9 @@ __all__ = [
 
 FLAVOR_NAME = "keras_subclass"
 _logger = logging.getLogger(__name__)
+
+# More than that is warmed up with one row.
+_WARM_UP_VALUES = 2**18
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ServedModel:
@@ -108,11 +112,15 @@ class ServedModel:
         self.predict = self._plain_predict()
 
     def warm_up(self) -> None:
-        """Call the model once on one row of zeros, so that the first request finds everything allocated."""
+        """Call the model once on zeros, so that the first request finds everything allocated.
+
+        Of the shape that was seen, if that is small: a ``predict`` of Keras that met two shapes computes with an open
+        batch size from then on, and takes its sums in another order than the model that was logged.
+        """
         if self._spec is None:
             return
         try:
-            self._once({name: _zeros(leaf) for name, leaf in self._leaves.items()}, self._spec)
+            self._once(_zeros(self._leaves), self._spec)
         except Exception as error:  # It may not take zeros; whether it takes a request, the request will tell.
             _logger.info("The model was not warmed up, because it does not take zeros: %s", error)
 
@@ -246,9 +254,17 @@ def _is_refusal(error: Exception) -> bool:
     return not names.isdisjoint({"InvalidArgumentError", "IndexError", "ValueError"})
 
 
-def _zeros(leaf: ArraySpec) -> Array:
-    shape = leaf.observed or tuple(1 if size is None else size for size in leaf.shape)
-    return np.full((1, *shape[1:]) if shape else (), "" if leaf.dtype == "string" else 0, numpy_dtype(leaf.dtype))
+def _zeros(leaves: Mapping[str | None, ArraySpec]) -> dict[str | None, Array]:
+    shapes = {
+        name: leaf.observed or tuple(1 if size is None else size for size in leaf.shape)
+        for name, leaf in leaves.items()
+    }
+    if sum(math.prod(shape) for shape in shapes.values()) > _WARM_UP_VALUES:
+        shapes = {name: (1, *shape[1:]) if shape else () for name, shape in shapes.items()}
+    return {
+        name: np.full(shapes[name], "" if leaf.dtype == "string" else 0, numpy_dtype(leaf.dtype))
+        for name, leaf in leaves.items()
+    }
 
 
 def _rows(arrays: Arrays, start: int, stop: int) -> Arrays:

@@ -11,7 +11,7 @@ from collections import namedtuple
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import mlflow
@@ -126,8 +126,14 @@ class Similarity(keras.Model):
 class Overridden(Dense):
     """A predict of its own."""
 
+    traced: ClassVar[list[Any]] = []
+
+    def call(self, x: Any) -> Any:
+        self.traced.append(x.shape[0])
+        return super().call(x)
+
     def predict(self, x: Any, **kwargs: Any) -> Any:
-        return super().predict(x, verbose=0, **kwargs) + 100
+        return super().predict(x, **kwargs) + 100
 
 
 CASES: dict[str, tuple[type[keras.Model], tuple[Any, ...]]] = {
@@ -594,6 +600,22 @@ def test_warming_up_leaves_no_trace(tmp_path: Path) -> None:
     served = mlflow.pyfunc.load_model(str(tmp_path / "m"))
 
     close(served.predict(X), X + 2)
+
+
+def test_own_predict_is_quiet_and_is_not_generalised_by_warming_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No progress bar for every request; Keras computes with an open batch size only what came in several sizes."""
+    model = Overridden()
+    model(X)
+    mks.save_model(model, tmp_path / "m", prove=False)
+    served = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+    traced = served.get_raw_model().traced
+    traced.clear()
+    served.predict(X)
+
+    assert traced == []
+    assert capsys.readouterr().out == ""
 
 
 def test_error_of_the_model_reaches_a_client_without_its_insides(

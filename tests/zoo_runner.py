@@ -84,9 +84,9 @@ def log(folder, serialization_format, only):
     return verdicts
 
 
-def log_case(path, case, serialization_format):
+def log_case(path, case, serialization_format, *, prove=True):
     model, inputs = case.build()
-    mks.save_model(model, path, serialization_format=serialization_format)
+    mks.save_model(model, path, serialization_format=serialization_format, prove=prove)
     api = keras_api.for_model(model)
     # Before any call, which may change a seed or a recurrent state.
     state = [(api.name_of(variable), api.value(variable)) for variable in model.variables if api.is_variable(variable)]

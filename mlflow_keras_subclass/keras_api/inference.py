@@ -41,7 +41,7 @@ def compiled(
         return _named(api, getattr(model, method), device)
     base = api.keras.Model
     if type(model).predict is not base.predict:
-        return _serialised(api, lambda args, kwargs: model.predict(*args, **kwargs), device)
+        return _serialised(api, _quiet(api.keras.utils, model), device)
     if type(model).predict_step is base.predict_step:
         call = _plain(api, model)
     else:
@@ -59,6 +59,21 @@ def _named(api: KerasApi, method: Any, device: str | None) -> Call:
     function = getattr(method, "python_function", method)
     fixed = {"training": False} if "training" in inspect.signature(function).parameters else {}
     return _eager(api, lambda args, kwargs: method(*args, **kwargs, **fixed), device)
+
+
+def _quiet(utils: Any, model: Any) -> Call:
+    """The user's ``predict`` without the progress bar that Keras' own draws for every request; not all take verbose."""
+
+    def predict(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if not utils.is_interactive_logging_enabled():
+            return model.predict(*args, **kwargs)
+        utils.disable_interactive_logging()  # a setting of this thread
+        try:
+            return model.predict(*args, **kwargs)
+        finally:
+            utils.enable_interactive_logging()
+
+    return predict
 
 
 def _plain(api: KerasApi, model: Any) -> Call:

@@ -184,7 +184,8 @@ class _Write:
         guard = functools.partial(unchanged, self._api, self._model)
         fingerprint.write(self._writer, self._api, self._model, inputs, probe, guard)
         git = provenance.write(self._writer, definitions.source_files, fallback=Path.cwd(), provenance=detail)
-        summary = _summary(self._model)
+        with guard():  # Keras may call the layers for it, and a call may draw from a generator.
+            summary = _summary(self._model)
         self._writer.write_text(SUMMARY_FILE, summary)
         manifest = self._manifest()
         total, trainable = state.parameter_counts(variables)

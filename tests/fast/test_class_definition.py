@@ -200,6 +200,60 @@ CASES = {
         "s11:Net",
         CALL,
     ),
+    "thread-local of a class of one's own": Case(
+        {
+            "s11b.py": net(
+                """
+                seen = []
+                thread = threading.Thread(target=lambda: seen.append((CONTEXT.depth, CONTEXT.path)))
+                thread.start()
+                thread.join()
+                return (CONTEXT.depth, CONTEXT.path, seen)
+                """,
+                """
+                import threading
+                class Context(threading.local):
+                    def __init__(self, depth=1):
+                        self.depth, self.path = depth, []
+                CONTEXT = Context()
+                CONTEXT.path.append("a")
+                """,
+            )
+        },
+        "s11b:Net",
+        CALL,
+    ),
+    "descriptors of a class of one's own": Case(
+        {
+            "s11c.py": """
+                class classproperty(property):
+                    def __get__(self, _, owner):
+                        return self.fget(owner)
+                class noted(classmethod):
+                    def __init__(self, function, note="none"):
+                        super().__init__(function)
+                        self.note = note
+                class counted(staticmethod):
+                    __slots__ = ()
+                class Net:
+                    @classproperty
+                    def presets(cls):
+                        "The presets."
+                        return [cls.__name__, cls.scale(2)]
+                    @noted
+                    def scale(cls, x):
+                        return x * cls.plus(1)
+                    @counted
+                    def plus(x):
+                        return x + 1
+                    def call(self, x):
+                        kept = vars(Net)
+                        return [x, *self.presets, Net.presets, kept["scale"].note, kept["presets"].__doc__]
+                """
+        },
+        "s11c:Net",
+        CALL,
+    ),
     "logger": Case(
         {"s12.py": net("LOG.debug('x')\nreturn x", "import logging\nLOG = logging.getLogger(__name__)")},
         "s12:Net",

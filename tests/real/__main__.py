@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 
+import runner
+
 HERE = pathlib.Path(__file__).parent
 PACKAGES = {
     "bayesflow": "bayesflow",
@@ -71,17 +73,28 @@ def verdicts(python, folder, *, absent, sources=None):
     """Verdict by name of model: ``exact``, ``refused: …``, or what is wrong."""
     folder.mkdir()
     (folder / "absent.json").write_text(json.dumps(absent))
-    found = {}
-    for mode, more in (("log", [] if sources is None else [str(sources)]), ("load", [])):
-        if mode == "load" and sources is not None:
-            shutil.rmtree(sources)
-        command = [python, "-I", str(HERE / "runner.py"), mode, str(folder), *more]
-        subprocess.run(command, cwd=folder, check=True, timeout=5400)
-        found[mode] = json.loads((folder / f"{mode}.json").read_text())
+    run(python, "log", folder, *([] if sources is None else [sources]))
+    if sources is not None:
+        shutil.rmtree(sources)
+    run(python, "load", folder)
+    logged, loaded = (runner.known(folder / f"{mode}.jsonl") for mode in ("log", "load"))
     return {
-        name: found["load"].get(name, "wrong: was not loaded") if verdict == "logged" else verdict
-        for name, verdict in found["log"].items()
+        name: loaded.get(name, "wrong: was not loaded") if verdict == "logged" else verdict
+        for name, verdict in logged.items()
     }
+
+
+def run(python, mode, folder, *more):
+    """Run the runner to its end, again for the other models if one of them ends the process."""
+    path = folder / f"{mode}.jsonl"
+    for _ in range(1 + len(package_of_models())):
+        before = len(runner.known(path))
+        done = subprocess.run([python, "-I", HERE / "runner.py", mode, folder, *more], cwd=folder, timeout=5400)
+        if done.returncode == 0:
+            return
+        if len(runner.known(path)) == before:
+            break
+    sys.exit(f"{mode} ended with {done.returncode}.")
 
 
 def report(versions, installed, shipped):

@@ -1,16 +1,22 @@
 """Logs or loads the models of ``models.py`` in a process of its own: ``python -I runner.py log|load FOLDER [SOURCES]``.
 
 ``log`` writes one model directory for each model, with reference outputs beside it. With ``SOURCES``, a folder that
-holds the packages' source, they are the user's own code. ``load`` runs where neither is importable.
+holds the packages' source, they are the user's own code. ``load`` runs where neither is importable. Each verdict is a
+line of ``log.jsonl`` or ``load.jsonl`` and of the output, as soon as it is known; a model that has one is not asked
+again, so that a run goes on after one that ended the process. ``MODELS=name,name`` takes only those, and ``PROVE=0``
+logs without the proof: for those who look for the reason of one verdict.
 """
 
 import importlib.util
 import json
+import os
 import pathlib
 import sys
+import time
 import traceback
 
 HERE = pathlib.Path(__file__).parent
+ENDED = "wrong: the process ended"
 
 
 def module_at(name, path):
@@ -21,20 +27,16 @@ def module_at(name, path):
     return module
 
 
-zoo_runner = module_at("zoo_runner", HERE.parent / "zoo_runner.py")
-
-
 def log(folder, sources):
     sys.path[:0] = [str(HERE), *sources]
     import keras
     import models
 
-    verdicts = {}
-    for name, model in models.MODELS.items():
+    def logged(name):
         keras.utils.set_random_seed(7)
-        verdicts[name] = attempted(log_model, folder / name, model)
-        print(f"{name}: {verdicts[name].strip().splitlines()[-1]}", file=sys.stderr, flush=True)
-    return verdicts
+        return log_model(folder / name, models.MODELS[name])
+
+    each(folder / "log.jsonl", models.MODELS, logged)
 
 
 def log_model(path, model):
@@ -42,7 +44,7 @@ def log_model(path, model):
 
     case = zoo_runner.Loggable(build=model.build, stateful=model.random, random=model.random)
     try:
-        return zoo_runner.log_case(path, case, "cloudpickle")
+        return zoo_runner.log_case(path, case, "cloudpickle", prove=os.environ.get("PROVE") != "0")
     except KerasSubclassError as error:
         return f"refused: {error}"
 
@@ -50,8 +52,35 @@ def log_model(path, model):
 def load(folder):
     for name in ("models", *json.loads((folder / "absent.json").read_text())):
         assert importlib.util.find_spec(name) is None, f"{name} must not be importable here"
-    paths = sorted(path.parent for path in folder.glob("*/reference.pickle"))
-    return {path.name: attempted(zoo_runner.load_case, path) for path in paths}
+    names = sorted(path.parent.name for path in folder.glob("*/reference.pickle"))
+    each(folder / "load.jsonl", names, lambda name: zoo_runner.load_case(folder / name))
+
+
+def each(path, names, function):
+    """Append the verdict of ``function`` on each name that has none yet to ``path``."""
+    only = os.environ.get("MODELS")
+    for name in names:
+        if name in known(path) or (only and name not in only.split(",")):
+            continue
+        started = time.monotonic()
+        note(path, name, ENDED)  # stays the last word if it does
+        verdict = attempted(function, name)
+        note(path, name, verdict)
+        print(f"{path.stem} {name} {time.monotonic() - started:.0f} s: {last_line(verdict)}", flush=True)
+
+
+def known(path):
+    """The last verdict of each name in ``path``."""
+    return dict(map(json.loads, path.read_text().splitlines())) if path.exists() else {}
+
+
+def note(path, name, verdict):
+    with path.open("a") as file:
+        file.write(json.dumps([name, verdict]) + "\n")
+
+
+def last_line(verdict):
+    return verdict.strip().splitlines()[-1]
 
 
 def attempted(function, *args):
@@ -63,5 +92,8 @@ def attempted(function, *args):
 
 if __name__ == "__main__":
     mode, target, *packages = sys.argv[1:]
-    result = log(pathlib.Path(target), packages) if mode == "log" else load(pathlib.Path(target))
-    pathlib.Path(target, f"{mode}.json").write_text(json.dumps(result))
+    zoo_runner = module_at("zoo_runner", HERE.parent / "zoo_runner.py")
+    if mode == "log":
+        log(pathlib.Path(target), packages)
+    else:
+        load(pathlib.Path(target))

@@ -704,3 +704,34 @@ class WithoutSummary(keras.Model):
 @case()
 def layer_that_keras_cannot_summarise():
     return called(WithoutSummary(), X)
+
+
+class Probing(keras.layers.Layer):
+    """Finds out its output shape by calling itself, which draws from its generator."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.dense = keras.layers.Dense(width)
+        self.dropout = keras.layers.Dropout(0.5)
+
+    def call(self, x):
+        return self.dense(x) + 0.0 * self.dropout(x, training=True)[:, :1]
+
+    def compute_output_shape(self, input_shape):
+        return tuple(self(keras.ops.zeros((1, *input_shape[1:]))).shape)
+
+
+class Probed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.inner = Probing(3)
+
+    def call(self, x):
+        return self.inner(x)
+
+
+@case()
+def summary_that_calls_a_layer_which_draws():
+    model = Probed()
+    model(X)
+    return called(model, X)

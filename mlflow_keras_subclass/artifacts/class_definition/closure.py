@@ -7,6 +7,7 @@ modules that find names and texts.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -119,16 +120,12 @@ def _path(shipped: ShippedSources, name: str) -> dict[str, Any]:
 def _needs(closure: Closure, source: UserSource) -> list[str]:
     """The user's modules that ``source`` needs; others and what cannot be read from text are noted on the way."""
     module = source.module
-    try:
-        tree = ast.parse(source.data)
-    except (SyntaxError, ValueError):
-        closure.notes.add(f"{module.name}: the source does not parse, so its imports are not known.")
-        return []
-    closure.notes |= _warnings(tree, module.name)
     real = module.path.removeprefix(f"{SOURCE_DIR}/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     package = real if module.is_package else real.rpartition(".")[0]
+    imported, notes = _read(source.data, module.name, package)
+    closure.notes |= notes
     needed = [*parents(real)]
-    for candidate in _imported(tree, package):
+    for candidate in imported:
         origin = origin_of(candidate)
         if source.shipped is not None:
             # A live module of the user with that name is another one.
@@ -141,6 +138,17 @@ def _needs(closure: Closure, source: UserSource) -> list[str]:
         elif origin == NATIVE:
             closure.native.add(candidate)
     return needed
+
+
+# A model is logged again and again with the same source, which may be hundreds of modules.
+@functools.lru_cache(maxsize=8192)
+def _read(data: bytes, name: str, package: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The absolute names that the text imports, and what cannot be read from it."""
+    try:
+        tree = ast.parse(data)
+    except (SyntaxError, ValueError):
+        return (), frozenset({f"{name}: the source does not parse, so its imports are not known."})
+    return tuple(dict.fromkeys(_imported(tree, package))), frozenset(_warnings(tree, name))
 
 
 def _imported(tree: ast.Module, package: str) -> Iterator[str]:

@@ -26,7 +26,6 @@ _Compiled = dict[tuple[str, int], list[Any]]
 
 def stale_functions(functions: Iterable[types.FunctionType], sources: Mapping[str, UserSource]) -> dict[str, str]:
     """Modules whose text differs from the code that runs, with the name of one function that differs."""
-    compiled = {name: _compiled(source) for name, source in sources.items()}
     files = {file: (name, o) for name, source in sources.items() for file, o in source.line_offsets.items()}
     stale: dict[str, str] = {}
     for function in functions:
@@ -34,7 +33,9 @@ def stale_functions(functions: Iterable[types.FunctionType], sources: Mapping[st
         if code.co_filename not in files:
             continue
         name, offset = files[code.co_filename]
-        expected = compiled[name].get((code.co_name, code.co_firstlineno + offset), [])
+        source = sources[name]
+        compiled = _compiled(source.data, by_statement=source.file is None)
+        expected = compiled.get((code.co_name, code.co_firstlineno + offset), [])
         # Dataclasses and named tuples make functions from strings, under the file name "<string>".
         if _print(code, offset) not in expected and not code.co_filename.startswith("<string"):
             stale.setdefault(name, function.__qualname__)
@@ -46,13 +47,12 @@ def changed_classes(classes: Iterable[type], sources: Mapping[str, UserSource]) 
     changed: dict[str, str] = {}
     for cls in classes:
         name = original_name(cls.__module__)
-        source = sources.get(name)
-        body = _class_body(source, cls.__qualname__) if source is not None else []
-        for method in body:
-            live = inspect.unwrap(vars(cls).get(method.name, _absent))
+        methods = _methods(sources[name].data) if name in sources else {}
+        for method in methods.get(cls.__qualname__, ()):
+            live = inspect.unwrap(vars(cls).get(method, _absent))
             code = getattr(live, "__code__", None)
-            if code is None or code.co_name != method.name:
-                changed.setdefault(name, f"{cls.__qualname__}.{method.name}")
+            if code is None or code.co_name != method:
+                changed.setdefault(name, f"{cls.__qualname__}.{method}")
     return changed
 
 
@@ -63,7 +63,7 @@ def changed_values(spaces: Iterable[Space], sources: Mapping[str, UserSource]) -
         source = sources.get(space.name)
         if source is None:
             continue
-        for name, value in _literals(source).items():
+        for name, value in _literals(source.data).items():
             if name in space.used | space.stored and not _same(space.variables.get(name, _absent), value):
                 changed.setdefault(space.name, name)
     return changed
@@ -71,7 +71,7 @@ def changed_values(spaces: Iterable[Space], sources: Mapping[str, UserSource]) -
 
 def unbound_names(space: Space, source: UserSource, lines: Iterable[tuple[int, int]]) -> list[str]:
     """Variables of ``__main__`` in use that the statements at ``lines`` do not bind."""
-    tree = _tree(source)
+    tree = _tree(source.data)
     kept = ast.parse(sliced("".join(source_lines(source.data) or []), lines)) if tree else None
     if kept is None:
         return []
@@ -81,7 +81,7 @@ def unbound_names(space: Space, source: UserSource, lines: Iterable[tuple[int, i
 
 def main_lines(source: UserSource, wanted: Iterable[str]) -> tuple[tuple[int, int], ...]:
     """The lines of ``__main__`` that the source route runs."""
-    tree = _tree(source)
+    tree = _tree(source.data)
     return tuple(needed_statements(tree, wanted)) if tree is not None else ()
 
 
@@ -89,20 +89,26 @@ def _absent() -> None:
     """Stands for a method that is not there."""
 
 
-def _tree(source: UserSource) -> ast.Module | None:
+def _tree(data: bytes) -> ast.Module | None:
     try:
-        return ast.parse(source.data)
+        return ast.parse(data)
     except (SyntaxError, ValueError):
         return None
 
 
-def _compiled(source: UserSource) -> _Compiled:
+# A model is logged again and again with the same source, which may be hundreds of modules: what is read from a text is
+# kept, and the tree itself, which is fifty times as large, is not.
+_kept = functools.lru_cache(maxsize=8192)
+
+
+@_kept
+def _compiled(data: bytes, *, by_statement: bool) -> _Compiled:
     found: _Compiled = {}
-    tree = _tree(source)
+    tree = _tree(data)
     if tree is None:
         return found
-    units: list[Any] = [source.data]
-    if source.file is None:
+    units: list[Any] = [data]
+    if by_statement:
         # IPython compiles statement by statement, and CPython 3.12 compiles calls of what the unit imports differently.
         units += [ast.Module([statement], []) for statement in tree.body]
     try:
@@ -140,22 +146,31 @@ def _text(constant: Any) -> str:
     return repr(sorted(map(repr, constant))) if isinstance(constant, frozenset) else repr(constant)
 
 
-def _class_body(source: UserSource, qualname: str) -> list[ast.FunctionDef]:
-    """The undecorated methods of a top-level or nested class, the last of each name."""
-    body: list[ast.stmt] = getattr(_tree(source), "body", [])
-    for part in qualname.split("."):
-        classes = [s for s in body if isinstance(s, ast.ClassDef) and s.name == part]
-        if not classes:
-            return []
-        body = classes[-1].body
-    last = {s.name: s for s in body if isinstance(s, ast.FunctionDef)}
+@_kept
+def _methods(data: bytes) -> dict[str, list[str]]:
+    """The names of the undecorated methods of each class that is not made in a function; the last class of a name."""
+    found: dict[str, list[str]] = {}
+    pending: list[tuple[str, ast.AST]] = [("", _tree(data) or ast.Module([], []))]
+    while pending:
+        prefix, owner = pending.pop()
+        body = getattr(owner, "body", [])
+        for cls in {item.name: item for item in body if isinstance(item, ast.ClassDef)}.values():
+            found[prefix + cls.name] = _undecorated(cls)
+            pending.append((f"{prefix}{cls.name}.", cls))
+    return found
+
+
+def _undecorated(cls: ast.ClassDef) -> list[str]:
+    last = {item.name: item for item in cls.body if isinstance(item, ast.FunctionDef)}
+    names = [name for name, method in last.items() if not method.decorator_list]
     # In the class, a private name has the class' name in front.
-    return [m for m in last.values() if not m.decorator_list and (not m.name.startswith("__") or m.name.endswith("__"))]
+    return [name for name in names if not name.startswith("__") or name.endswith("__")]
 
 
-def _literals(source: UserSource) -> dict[str, Any]:
+@_kept
+def _literals(data: bytes) -> dict[str, Any]:
     """Variables that the module assigns once, at top level, from a literal, and does not change there."""
-    tree = _tree(source)
+    tree = _tree(data)
     values: dict[str, Any] = {}
     times: dict[str, int] = {}
     declared = [node for node in ast.walk(tree or ast.Module([], [])) if isinstance(node, ast.Global)]

@@ -5,13 +5,14 @@ Looks at files and import specs, and never imports anything. Imports nothing of 
 
 from __future__ import annotations
 
+import functools
 import importlib.machinery
 import importlib.util
 import re
 import sys
 import sysconfig
 import types
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 __all__ = [
@@ -158,4 +159,9 @@ def _origin_of_location(location: str) -> str:
 
 
 def _below(path: PurePath, *keys: str) -> bool:
-    return any(path.is_relative_to(Path(sysconfig.get_path(key))) for key in keys)
+    return any(path.is_relative_to(_installation(key)) for key in keys)
+
+
+@functools.cache  # Asked for every function of a package, and a tenth of a millisecond each time.
+def _installation(key: str) -> PurePath:
+    return PurePath(sysconfig.get_path(key))

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import inspect
 import sys
 import threading
 import types
@@ -67,6 +68,7 @@ _FRESH: dict[type, Callable[[], Any]] = {
     threading.local: threading.local,
 }
 _WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary)
+_DESCRIPTORS = (property, classmethod, staticmethod)
 _NAMED_TYPES = tuple(
     kind for name in ("ParamSpec", "TypeVarTuple") if isinstance(kind := getattr(typing, name, None), type)
 )
@@ -103,6 +105,7 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
         self._names: set[str] = set()
         self._runtime = runtime_names()
         self._origins: dict[str, str] = {}
+        self._below: dict[tuple[str, int], list[tuple[set[str], types.ModuleType]]] = {}
 
     def persistent_id(self, obj: Any) -> Any:
         """Name the functions of ``Runtime``; all else is pickled."""
@@ -269,12 +272,19 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
                 continue
             if self._is_user_module(package):
                 continue
-            prefix = f"{package.__name__}."
-            for name, module in list(sys.modules.items()):
-                is_below = name.startswith(prefix) and isinstance(module, types.ModuleType)
-                if is_below and set(name.removeprefix(prefix).split(".")) <= names.any_names:
-                    found.append(module)
+            found += [module for path, module in self._modules_below(package.__name__) if path <= names.any_names]
         return found
+
+    def _modules_below(self, package: str) -> list[tuple[set[str], types.ModuleType]]:
+        """The modules imported so far from a package, with the names that lead to each."""
+        key = package, len(sys.modules)
+        if key not in self._below:
+            self._below[key] = [
+                (set(name[len(package) + 1 :].split(".")), module)
+                for name, module in list(sys.modules.items())
+                if name.startswith(f"{package}.") and isinstance(module, types.ModuleType)
+            ]
+        return self._below[key]
 
     def _reduce_cell(self, cell: types.CellType) -> Any:
         try:
@@ -350,6 +360,10 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
             return self._reduce_lru_cache(obj)
         if kind in _WEAK:
             return kind, (dict(obj),)
+        if isinstance(obj, _DESCRIPTORS) and kind not in _DESCRIPTORS:
+            return self._reduce_descriptor(obj)
+        if isinstance(obj, threading.local) and _takes_nothing(kind):
+            return Runtime.make_local, (kind, dict(vars(obj)))
         if kind is typing.TypeVar and self._origin(obj) == USER:
             bounds = (obj.__bound__, obj.__constraints__, obj.__covariant__, obj.__contravariant__)
             return private._make_typevar, (obj.__name__, *bounds, None)
@@ -367,6 +381,15 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
         if self._origin(type(obj)) != USER or not isinstance(obj.__reduce_ex__(self.proto), str):
             return NotImplemented
         return Runtime.new_instance, (type(obj), dict(vars(obj)))
+
+    def _reduce_descriptor(self, obj: Any) -> Any:
+        """Instances of subclasses of ``property`` and the like, which pickle cannot take apart."""
+        if isinstance(obj, property):
+            made_of: tuple[Any, ...] = (obj.fget, obj.fset, obj.fdel, obj.__doc__)
+        else:
+            made_of = (obj.__func__,)
+        state = dict(getattr(obj, "__dict__", {}))
+        return Runtime.make_descriptor, (_builtin_base(type(obj)), type(obj), made_of, state)
 
     def _reduce_lru_cache(self, obj: Any) -> Any:
         parameters = obj.cache_parameters()
@@ -428,6 +451,19 @@ def _cell_contents(function: types.FunctionType) -> list[tuple[str, Any]]:
         except ValueError:
             continue
     return found
+
+
+def _builtin_base(kind: type) -> type:
+    return next(base for base in _DESCRIPTORS if issubclass(kind, base))
+
+
+def _takes_nothing(kind: type) -> bool:
+    """Whether the constructor can be called without arguments, as it is in every other thread."""
+    try:
+        inspect.signature(kind).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _singledispatch_registry(function: types.FunctionType) -> Mapping[Any, Any] | None:

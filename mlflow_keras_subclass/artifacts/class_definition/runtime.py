@@ -127,6 +127,20 @@ class Runtime:
         vars(cached).update(attributes)
         return cached
 
+    def make_descriptor(self, base: Any, cls: Any, made_of: tuple[Any, ...], state: Mapping[str, Any]) -> Any:
+        """A property, class method or static method of a user's subclass, without the subclass' own constructor."""
+        descriptor = base.__new__(cls)
+        base.__init__(descriptor, *made_of)
+        if state:
+            vars(descriptor).update(state)
+        return descriptor
+
+    def make_local(self, cls: Callable[[], Any], state: Mapping[str, Any]) -> Any:
+        """A thread-local object that holds for this thread what it held when it was stored."""
+        local = cls()
+        vars(local).update(state)
+        return local
+
     def make_singledispatch(self, function: Any) -> Any:
         """A generic function that knows its default only; ``fill_singledispatch`` adds the rest."""
         return functools.singledispatch(function)

@@ -7,6 +7,7 @@ tells whose code something is.
 from __future__ import annotations
 
 import dis
+import functools
 import importlib.util
 import sys
 import types
@@ -100,6 +101,8 @@ class Spaces:
         return self
 
 
+# Asked in each of the passes over a class definition.
+@functools.lru_cache(maxsize=16384)
 def code_names(code: types.CodeType) -> CodeNames:
     """The names in ``code`` and in all code nested in it."""
     variables: set[str] = set()
