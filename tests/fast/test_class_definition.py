@@ -254,6 +254,23 @@ CASES = {
         "s11c:Net",
         CALL,
     ),
+    "typed dicts": Case(
+        {
+            "s11d.py": """
+                import typing
+                class Point(typing.TypedDict):
+                    x: int
+                class Named(Point, total=False):
+                    name: str
+                class Net:
+                    def call(self, x):
+                        point = Named(x=x, name="a")
+                        return [point, sorted(Named.__annotations__), sorted(Named.__optional_keys__), Point.__total__]
+                """
+        },
+        "s11d:Net",
+        CALL,
+    ),
     "logger": Case(
         {"s12.py": net("LOG.debug('x')\nreturn x", "import logging\nLOG = logging.getLogger(__name__)")},
         "s12:Net",
