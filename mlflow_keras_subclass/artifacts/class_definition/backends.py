@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from mlflow_keras_subclass.artifacts.class_definition.origins import PRIVATE_DIR
 from mlflow_keras_subclass.artifacts.class_definition.records import DefinitionRecord
 from mlflow_keras_subclass.artifacts.class_definition.slicing import needed_statements
+from mlflow_keras_subclass.artifacts.class_definition.sources import parsed
 from mlflow_keras_subclass.files import ArtifactReader
 
 __all__ = ["last_line", "lines_asking"]
@@ -33,9 +34,8 @@ def lines_asking(backend: str, record: DefinitionRecord, reader: ArtifactReader)
         tops.setdefault(name, set()).add(qualname.partition(".")[0])
     for module in record.modules:
         data = reader.read_bytes(module.path)
-        try:
-            tree = ast.parse(data)
-        except (SyntaxError, ValueError):
+        tree = parsed(data)
+        if tree is None:
             continue
         text = data.decode("utf-8", "replace").splitlines()
         kept = needed_statements(tree, tops[module.name]) if module.name in tops else [(1, len(text))]

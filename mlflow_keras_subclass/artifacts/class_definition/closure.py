@@ -30,6 +30,7 @@ from mlflow_keras_subclass.artifacts.class_definition.sources import (
     UserSource,
     find_source,
     live_variables,
+    parsed,
 )
 from mlflow_keras_subclass.manifest import SOURCE_DIR
 
@@ -144,9 +145,8 @@ def _needs(closure: Closure, source: UserSource) -> list[str]:
 @functools.lru_cache(maxsize=8192)
 def _read(data: bytes, name: str, package: str) -> tuple[tuple[str, ...], frozenset[str]]:
     """The absolute names that the text imports, and what cannot be read from it."""
-    try:
-        tree = ast.parse(data)
-    except (SyntaxError, ValueError):
+    tree = parsed(data)
+    if tree is None:
         return (), frozenset({f"{name}: the source does not parse, so its imports are not known."})
     return tuple(dict.fromkeys(_imported(tree, package))), frozenset(_warnings(tree, name))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from mlflow_keras_subclass.artifacts.class_definition.origins import original_name
 from mlflow_keras_subclass.artifacts.class_definition.slicing import bound_names, needed_statements, sliced
-from mlflow_keras_subclass.artifacts.class_definition.sources import UserSource, source_lines
+from mlflow_keras_subclass.artifacts.class_definition.sources import UserSource, parsed, source_lines
 from mlflow_keras_subclass.artifacts.class_definition.spaces import Space
 
 __all__ = ["changed_classes", "changed_values", "main_lines", "stale_functions", "unbound_names"]
@@ -71,7 +71,7 @@ def changed_values(spaces: Iterable[Space], sources: Mapping[str, UserSource]) -
 
 def unbound_names(space: Space, source: UserSource, lines: Iterable[tuple[int, int]]) -> list[str]:
     """Variables of ``__main__`` in use that the statements at ``lines`` do not bind."""
-    tree = _tree(source.data)
+    tree = parsed(source.data)
     kept = ast.parse(sliced("".join(source_lines(source.data) or []), lines)) if tree else None
     if kept is None:
         return []
@@ -81,19 +81,12 @@ def unbound_names(space: Space, source: UserSource, lines: Iterable[tuple[int, i
 
 def main_lines(source: UserSource, wanted: Iterable[str]) -> tuple[tuple[int, int], ...]:
     """The lines of ``__main__`` that the source route runs."""
-    tree = _tree(source.data)
+    tree = parsed(source.data)
     return tuple(needed_statements(tree, wanted)) if tree is not None else ()
 
 
 def _absent() -> None:
     """Stands for a method that is not there."""
-
-
-def _tree(data: bytes) -> ast.Module | None:
-    try:
-        return ast.parse(data)
-    except (SyntaxError, ValueError):
-        return None
 
 
 # A model is logged again and again with the same source, which may be hundreds of modules: what is read from a text is
@@ -104,7 +97,7 @@ _kept = functools.lru_cache(maxsize=8192)
 @_kept
 def _compiled(data: bytes, *, by_statement: bool) -> _Compiled:
     found: _Compiled = {}
-    tree = _tree(data)
+    tree = parsed(data)
     if tree is None:
         return found
     units: list[Any] = [data]
@@ -150,7 +143,7 @@ def _text(constant: Any) -> str:
 def _methods(data: bytes) -> dict[str, list[str]]:
     """The names of the undecorated methods of each class that is not made in a function; the last class of a name."""
     found: dict[str, list[str]] = {}
-    pending: list[tuple[str, ast.AST]] = [("", _tree(data) or ast.Module([], []))]
+    pending: list[tuple[str, ast.AST]] = [("", parsed(data) or ast.Module([], []))]
     while pending:
         prefix, owner = pending.pop()
         body = getattr(owner, "body", [])
@@ -170,7 +163,7 @@ def _undecorated(cls: ast.ClassDef) -> list[str]:
 @_kept
 def _literals(data: bytes) -> dict[str, Any]:
     """Variables that the module assigns once, at top level, from a literal, and does not change there."""
-    tree = _tree(data)
+    tree = parsed(data)
     values: dict[str, Any] = {}
     times: dict[str, int] = {}
     declared = [node for node in ast.walk(tree or ast.Module([], [])) if isinstance(node, ast.Global)]

@@ -5,6 +5,7 @@ Imports the sibling modules for records, names and notebook cells only. Never ex
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -28,6 +29,7 @@ __all__ = [
     "content_id",
     "find_source",
     "live_variables",
+    "parsed",
     "private_file",
     "source_lines",
 ]
@@ -92,6 +94,14 @@ def source_lines(data: bytes) -> list[str] | None:
     try:
         return io.StringIO(importlib.util.decode_source(data)).readlines()
     except (SyntaxError, UnicodeDecodeError):
+        return None
+
+
+def parsed(data: bytes) -> ast.Module | None:
+    """The syntax tree of Python source, or ``None`` if this Python does not take it."""
+    try:
+        return ast.parse(data)
+    except (SyntaxError, ValueError):
         return None
 
 

@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mlflow_keras_subclass.artifacts.class_definition import fidelity
@@ -134,16 +134,15 @@ def write(writer: ArtifactWriter, surveyed: Survey) -> Written:
 
 def _write(writer: ArtifactWriter, surveyed: Survey) -> Written:
     options = surveyed.options
-    sources = _find_sources(surveyed, options)
-    routes = _routes(surveyed, sources, options)
+    sources = _find_sources(surveyed)
+    routes = _routes(surveyed, sources)
     chosen = options.serialization_format or _first_open(routes)
-    options = replace(options, serialization_format=chosen)
-    _refuse(surveyed, routes, options)
+    _refuse(surveyed, routes, chosen)
     notes = set(sources.closure.notes) | _notes(surveyed, sources)
     for path, data in {s.module.path: s.data for s in sources.closure.sources.values()}.items():
         writer.write_bytes(path, data)
-    if options.serialization_format != "import":
-        notes |= _write_pickles(writer, surveyed, sources, routes, options)
+    if chosen != "import":
+        notes |= _write_pickles(writer, surveyed, sources, routes)
     record = DefinitionRecord(
         serialization_format=chosen,
         routes=routes,
@@ -270,7 +269,8 @@ def _payload(options: _Options, opaque: ObjectPickler, stale: Mapping[str, str])
 # --- source text
 
 
-def _find_sources(surveyed: Survey, options: _Options) -> _Sources:
+def _find_sources(surveyed: Survey) -> _Sources:
+    options = surveyed.options
     named = [*options.definitions.values(), *(symbol.value for symbol in surveyed.symbols)]
     tops: dict[str, set[str]] = {}
     for value in named:
@@ -307,8 +307,8 @@ def _roots(surveyed: Survey, tops: Mapping[str, set[str]]) -> list[Root]:
 # --- which routes are open
 
 
-def _routes(surveyed: Survey, sources: _Sources, options: _Options) -> dict[str, str]:
-    definitions = options.definitions
+def _routes(surveyed: Survey, sources: _Sources) -> dict[str, str]:
+    definitions = surveyed.options.definitions
     problems = explained([*surveyed.problems, *surveyed.object_problems], surveyed.spaces, definitions)
     return {
         "cloudpickle": " ".join(problems),
@@ -385,13 +385,13 @@ def _first_open(routes: Mapping[str, str]) -> str:
     return "source" if routes["cloudpickle"] and not routes["source"] and not holds_state else "cloudpickle"
 
 
-def _refuse(surveyed: Survey, routes: Mapping[str, str], options: _Options) -> None:
+def _refuse(surveyed: Survey, routes: Mapping[str, str], chosen: str) -> None:
     """Raise if the route asked for is closed, or a live Keras object or an opaque value is in the way of any."""
-    in_objects = explained(surveyed.object_problems, surveyed.spaces, options.objects)
-    in_definitions = explained(surveyed.problems, surveyed.spaces, options.definitions)
-    if options.serialization_format == "cloudpickle":
+    in_objects = explained(surveyed.object_problems, surveyed.spaces, surveyed.options.objects)
+    in_definitions = explained(surveyed.problems, surveyed.spaces, surveyed.options.definitions)
+    if chosen == "cloudpickle":
         reasons = in_definitions + in_objects
-    elif options.serialization_format == "source":
+    elif chosen == "source":
         keras = [text for text in in_definitions if "is a live Keras" in text]
         reasons = [*filter(None, [routes["source"]]), *keras, *in_objects]
     else:
@@ -400,7 +400,7 @@ def _refuse(surveyed: Survey, routes: Mapping[str, str], options: _Options) -> N
         listed = "".join(f"\n  - {reason}" for reason in reasons)
         raise ClassDefinitionError(
             f"The class definition cannot be stored with "
-            f"serialization_format={options.serialization_format!r}:{listed}\n"
+            f"serialization_format={chosen!r}:{listed}\n"
             f"Create such values in __init__ or where they are used, or keep them out of what the model's code reads."
         )
 
@@ -425,12 +425,10 @@ def _notes(surveyed: Survey, sources: _Sources) -> set[str]:
 # --- second pass
 
 
-def _write_pickles(
-    writer: ArtifactWriter, surveyed: Survey, sources: _Sources, routes: Mapping[str, str], options: _Options
-) -> set[str]:
+def _write_pickles(writer: ArtifactWriter, surveyed: Survey, sources: _Sources, routes: Mapping[str, str]) -> set[str]:
     """Write the pickles; returns notes about them."""
     place: dict[str, Any] = {"identity": sources.identity, "files": sources.closure.file_map()}
-    spaces = surveyed.spaces.fresh()
+    options, spaces = surveyed.options, surveyed.spaces.fresh()
     buffer = io.BytesIO()
     texts = sources.closure.sources
     opaque = ObjectPickler(buffer, spaces, definitions=options.definitions, modules_with_text=texts, **place)
