@@ -255,10 +255,7 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _zeros(leaves: Mapping[str | None, ArraySpec]) -> dict[str | None, Array]:
-    shapes = {
-        name: leaf.observed or tuple(1 if size is None else size for size in leaf.shape)
-        for name, leaf in leaves.items()
-    }
+    shapes = {name: leaf.example_shape(1) for name, leaf in leaves.items()}
     if sum(math.prod(shape) for shape in shapes.values()) > _WARM_UP_VALUES:
         shapes = {name: (1, *shape[1:]) if shape else () for name, shape in shapes.items()}
     return {

@@ -35,6 +35,10 @@ class ArraySpec:
     dtype: str
     observed: tuple[int, ...] | None = None
 
+    def example_shape(self, open_size: int) -> tuple[int, ...]:
+        """The shape that was seen; if none was, this one with ``open_size`` where it varies."""
+        return self.observed or tuple(open_size if size is None else size for size in self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Constant:

@@ -26,7 +26,7 @@ from mlflow_keras_subclass.files import ArtifactWriter
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import FINGERPRINT_ARRAYS_FILE, FINGERPRINT_FILE
 from mlflow_keras_subclass.specs import ArraySpec, InputSpec
-from mlflow_keras_subclass.tensors import TensorFile, array_source, write_tensors
+from mlflow_keras_subclass.tensors import array_source, opened_tensors, write_tensors
 from mlflow_keras_subclass.trust import VerifiedModel
 
 __all__ = ["drawn", "verify", "write"]
@@ -187,7 +187,7 @@ def drawn(spec: InputSpec) -> dict[str | None, Array]:
 
 
 def _drawn_array(leaf: ArraySpec, rng: np.random.Generator) -> Array:
-    shape = leaf.observed or tuple(2 if size is None else size for size in leaf.shape)
+    shape = leaf.example_shape(2)
     if leaf.dtype == "string":
         return np.full(shape, "probe", dtype=object)
     if leaf.dtype == "bool" or "int" in leaf.dtype:
@@ -217,8 +217,8 @@ def _reader(verified: VerifiedModel) -> Callable[[Any], Array]:
             case {"text": list(text), "shape": list(shape)}:
                 return np.array(text, dtype=object).reshape(shape)
             case {"array": str(name), "sha256": str(sha256)}:
-                with verified.open(FINGERPRINT_ARRAYS_FILE) as (file, size):
-                    return TensorFile(file, size, FINGERPRINT_ARRAYS_FILE).read(name, sha256=sha256)
+                with opened_tensors(verified, FINGERPRINT_ARRAYS_FILE) as tensors:
+                    return tensors.read(name, sha256=sha256)
         raise FormatError(f"{FINGERPRINT_FILE}: expected an array, got {item!r:.200}.")
 
     return read

@@ -173,7 +173,7 @@ def _jax(api: KerasApi, model: Any, call: Call, spec: InputSpec, device: str | N
 
 
 def _placeholder(leaf: ArraySpec) -> np.ndarray[Any, Any]:
-    return np.zeros(leaf.observed or tuple(2 if size is None else size for size in leaf.shape), leaf.dtype)
+    return np.zeros(leaf.example_shape(2), leaf.dtype)
 
 
 def _groups(model: Any) -> tuple[list[Any], list[Any]]:

@@ -24,7 +24,7 @@ from mlflow_keras_subclass.manifest import (
 )
 from mlflow_keras_subclass.model_tree import walk
 from mlflow_keras_subclass.specs import InputSpec, Structure
-from mlflow_keras_subclass.tensors import TensorFile
+from mlflow_keras_subclass.tensors import opened_tensors
 from mlflow_keras_subclass.trust import VerifiedModel
 from mlflow_keras_subclass.values import Encoder
 
@@ -104,8 +104,8 @@ def stored_arrays(verified: VerifiedModel) -> Callable[[str], np.ndarray[Any, An
     """A function that reads one of the arrays that values refer to, by its name."""
 
     def read(name: str) -> np.ndarray[Any, Any]:
-        with verified.open(ARRAYS_FILE) as (file, size):
-            return TensorFile(file, size, ARRAYS_FILE).read(name)
+        with opened_tensors(verified, ARRAYS_FILE) as tensors:
+            return tensors.read(name)
 
     return read
 

@@ -315,5 +315,5 @@ def call_on_zeros(model: Any, inputs: InputSpec) -> None:
 
 
 def _zeros(spec: ArraySpec) -> Any:
-    shape = spec.observed or tuple(1 if size is None else size for size in spec.shape)
+    shape = spec.example_shape(1)
     return np.full(shape, "", dtype=object) if spec.dtype == "string" else np.zeros(shape, dtype=spec.dtype)
