@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 import tensorflow as tf
+from stores import local_store
 
 import mlflow_keras_subclass as mks
 from mlflow_keras_subclass import mlflow_api
@@ -81,15 +82,8 @@ def compiled(model: Any) -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("mlflow")
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{root}/mlflow.db")
-    mlflow.set_registry_uri(f"sqlite:///{root}/mlflow.db")
-    mlflow.create_experiment("autolog", artifact_location=(root / "artifacts").as_uri())
-    mlflow.set_experiment("autolog")
-    yield root
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
+    with local_store(tmp_path_factory.mktemp("mlflow"), "autolog") as root:
+        yield root
 
 
 @pytest.fixture

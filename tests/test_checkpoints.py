@@ -10,6 +10,7 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+from stores import local_store
 
 import mlflow_keras_subclass as mks
 
@@ -135,15 +136,8 @@ def state(model: Any) -> list[Any]:
 
 @pytest.fixture(scope="module", autouse=True)
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("mlflow")
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{root}/mlflow.db")
-    mlflow.set_registry_uri(f"sqlite:///{root}/mlflow.db")
-    mlflow.create_experiment("checkpoints", artifact_location=(root / "artifacts").as_uri())
-    mlflow.set_experiment("checkpoints")
-    yield root
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
+    with local_store(tmp_path_factory.mktemp("mlflow"), "checkpoints") as root:
+        yield root
 
 
 @pytest.mark.parametrize("make", [adam_with_schedule, averaged, mixed, gan])

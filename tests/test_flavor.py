@@ -20,6 +20,7 @@ import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+from stores import local_store
 
 import mlflow_keras_subclass as mks
 from mlflow_keras_subclass.serving_options import ServingOptions
@@ -96,15 +97,8 @@ def model() -> Net:
 @pytest.fixture(scope="module", autouse=True)
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An empty tracking store and registry for this module; nothing is written elsewhere."""
-    root = tmp_path_factory.mktemp("tracking")
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
-    mlflow.set_registry_uri(f"sqlite:///{root / 'mlflow.db'}")
-    mlflow.create_experiment("tests", artifact_location=(root / "artifacts").as_uri())
-    mlflow.set_experiment("tests")
-    yield root
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
+    with local_store(tmp_path_factory.mktemp("tracking"), "tests") as root:
+        yield root
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+from stores import local_store
 
 import mlflow_keras_subclass as mks
 from mlflow_keras_subclass import trust
@@ -67,13 +68,8 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module", autouse=True)
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    root = tmp_path_factory.mktemp("tracking")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
-    mlflow.create_experiment("proof", artifact_location=(root / "artifacts").as_uri())
-    mlflow.set_experiment("proof")
-    yield
-    mlflow.set_tracking_uri(before)
+    with local_store(tmp_path_factory.mktemp("tracking"), "proof"):
+        yield
 
 
 def called(model: Any) -> Any:

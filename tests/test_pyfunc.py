@@ -24,6 +24,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import scoring_server
 from mlflow.types.schema import ColSpec, Schema
 from servers import Server, python_without_package, serving
+from stores import local_store
 
 import mlflow_keras_subclass as mks
 from mlflow_keras_subclass.artifacts import loader
@@ -538,12 +539,7 @@ def test_a_classifier_can_be_evaluated_by_mlflow(classifier: Any, tmp_path: Path
     frame = pd.DataFrame(both.astype(np.float64), columns=list("abcd"))
     mks.save_model(classifier, tmp_path / "m", model_config={"output": "class"}, input_example=frame)
     labels = np.asarray(classifier(both)).argmax(axis=1)
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    try:
-        # Another module's experiment, still active in this process, is not in this store.
-        mlflow.create_experiment("evaluation", artifact_location=(tmp_path / "artifacts").as_uri())
-        mlflow.set_experiment("evaluation")
+    with local_store(tmp_path, "evaluation"):
         result = mlflow.models.evaluate(
             str(tmp_path / "m"),
             frame.assign(label=labels),
@@ -551,8 +547,6 @@ def test_a_classifier_can_be_evaluated_by_mlflow(classifier: Any, tmp_path: Path
             model_type="classifier",
             evaluator_config={"log_explainer": False, "log_model_explainability": False},
         )
-    finally:
-        mlflow.set_tracking_uri(before)
 
     assert result.metrics["accuracy_score"] == 1.0
     found = mlflow.pyfunc.load_model(str(tmp_path / "m")).predict(frame.set_index(pd.Index(list("qrstuvwxyz"))))

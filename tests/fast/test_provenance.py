@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from repositories import git
 
 from mlflow_keras_subclass.artifacts import provenance
 from mlflow_keras_subclass.artifacts.provenance import GitRecord, OtherRepository, SourceClaim
@@ -21,22 +22,9 @@ from mlflow_keras_subclass.errors import FormatError
 from mlflow_keras_subclass.files import ArtifactWriter
 from mlflow_keras_subclass.patches import Omission, cleaned
 
+pytestmark = pytest.mark.usefixtures("neutral_git")
+
 SOURCE = "class Net:\n    pass\n"
-
-
-@pytest.fixture(autouse=True)
-def neutral_git(monkeypatch, tmp_path_factory):
-    """The machine's own git configuration plays no part."""
-    config = tmp_path_factory.mktemp("config") / "gitconfig"
-    config.write_text("[user]\n\tname = T\n\temail = t@example.invalid\n[init]\n\tdefaultBranch = main\n")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    return config
-
-
-def git(folder, *arguments, **options):
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, **options)
-    return done.stdout.strip()
 
 
 @pytest.fixture

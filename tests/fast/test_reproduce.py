@@ -1,10 +1,10 @@
 """The source of a model is put back as a working tree, or nothing is."""
 
 import os
-import subprocess
 import time
 
 import pytest
+from repositories import git
 
 from mlflow_keras_subclass.artifacts import provenance
 from mlflow_keras_subclass.errors import IntegrityError, ProvenanceError
@@ -12,19 +12,9 @@ from mlflow_keras_subclass.files import ArtifactWriter
 from mlflow_keras_subclass.manifest import Manifest, Versions, write_manifest
 from mlflow_keras_subclass.reproduce import reproduce
 
+pytestmark = pytest.mark.usefixtures("neutral_git")
+
 NET = "from helper import K\n\n\nclass Net:\n    pass\n"
-
-
-def git(folder, *arguments):
-    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-
-
-@pytest.fixture(autouse=True)
-def neutral_git(monkeypatch, tmp_path_factory):
-    config = tmp_path_factory.mktemp("config") / "gitconfig"
-    config.write_text("[user]\n\tname = T\n\temail = t@example.invalid\n[init]\n\tdefaultBranch = main\n")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
 
 
 @pytest.fixture
