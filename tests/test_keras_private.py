@@ -78,22 +78,26 @@ def test_random_initial_values_are_not_drawn_during_construction_and_only_then()
 
 
 def test_construction_restores_keras_globals_after_a_failure():
+    class Own:
+        pass
+
     registry = dict(keras.saving.get_custom_objects())
-    policy = {"dtype_policy": "mixed_float16", "floatx": "float64", "custom_objects": {"p>X": object}}
+    policy = {"dtype_policy": "mixed_float16", "floatx": "float64", "custom_objects": {"p>X": Own}}
     inside = []
 
     def fail():
         inside.extend((keras.config.dtype_policy().name, keras.config.floatx()))
-        inside.append(keras.saving.get_registered_object("p>X"))
+        inside.extend((keras.saving.get_registered_object("p>X"), keras.saving.get_registered_name(Own)))
         raise ValueError("inside")
 
     with pytest.raises(ValueError, match="inside"), API.construction(**policy):
         fail()
 
-    assert inside == ["mixed_float16", "float64", object]
+    assert inside == ["mixed_float16", "float64", Own, "p>X"]
     assert keras.config.dtype_policy().name == "float32"
     assert keras.config.floatx() == "float32"
     assert keras.saving.get_custom_objects() == registry
+    assert keras.saving.get_registered_name(Own) == "Own"
 
 
 def test_optimizer_keeps_the_variables_it_trains_in_order():

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib
 import threading
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -306,7 +307,8 @@ class KerasApi(abc.ABC):
         """Build as in the process that logged: its global dtype policy and floatx, and its registered names.
 
         The registered names are swapped into Keras' global registry, not a ``custom_object_scope``: Keras 3.0 to
-        3.15.1 drops an outer scope after one level of nesting. Random initial values are zeros, since they are
+        3.15.1 drops an outer scope after one level of nesting. The classes get their names there as well, for
+        constructors that serialise a layer of theirs and have Keras make another from that. Random initial values are zeros, since they are
         overwritten: drawing them is three quarters of the time to rebuild a model of 1 GB. Everything is restored
         on leaving; one thread constructs at a time.
         """
@@ -317,12 +319,17 @@ class KerasApi(abc.ABC):
     def _globals(self, dtype_policy: Any, floatx: str, custom_objects: Mapping[str, Any]) -> Iterator[None]:
         registry = self.keras.saving.get_custom_objects()
         policy, old_floatx, registered = self._global_policy(), self.floatx, dict(registry)
+        names = self._names_by_class()
+        added = {item: name for name, item in custom_objects.items() if _is_named(item) and item not in names}
         try:
             self.keras.backend.set_floatx(floatx)
             self._set_global_policy(dtype_policy if isinstance(dtype_policy, str) else self.deserialize(dtype_policy))
             registry.update(custom_objects)
+            names.update(added)
             yield
         finally:
+            for item in added:
+                names.pop(item, None)
             registry.clear()
             registry.update(registered)
             self.keras.backend.set_floatx(old_floatx)
@@ -344,6 +351,10 @@ class KerasApi(abc.ABC):
 
     @abc.abstractmethod
     def _global_policy(self) -> Any: ...
+
+    @abc.abstractmethod
+    def _names_by_class(self) -> dict[Any, str]:
+        """Keras' live table of the names under which classes and functions are registered."""
 
     @abc.abstractmethod
     def _set_global_policy(self, policy: Any) -> None: ...
@@ -434,6 +445,10 @@ class KerasApi(abc.ABC):
         by another ``method`` that is named.
         """
         return inference.compiled(self, model, input_spec, device=device, jit_compile=jit_compile, method=method)
+
+
+def _is_named(item: Any) -> bool:
+    return isinstance(item, type | types.FunctionType)
 
 
 def sort_like(items: list[Any], order: Sequence[Any]) -> None:

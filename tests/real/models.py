@@ -239,7 +239,7 @@ def rqvae_backbone():
 
 @real("keras_hub")
 def transformer_layers_in_a_users_model():
-    hub_layers = importlib.import_module("keras_hub.layers")
+    hub_layers = get("keras_hub.layers")
 
     class Translator(keras.Model):
         def __init__(self, size, width, depth):
