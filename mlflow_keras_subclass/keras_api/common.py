@@ -308,9 +308,9 @@ class KerasApi(abc.ABC):
 
         The registered names are swapped into Keras' global registry, not a ``custom_object_scope``: Keras 3.0 to
         3.15.1 drops an outer scope after one level of nesting. The classes get their names there as well, for
-        constructors that serialise a layer of theirs and have Keras make another from that. Random initial values are zeros, since they are
-        overwritten: drawing them is three quarters of the time to rebuild a model of 1 GB. Everything is restored
-        on leaving; one thread constructs at a time.
+        constructors that serialise a layer of theirs and have Keras make another from that. Random initial values are
+        zeros, since they are overwritten: drawing them is three quarters of the time to rebuild a model of 1 GB.
+        Everything is restored on leaving; one thread constructs at a time.
         """
         with _CONSTRUCTION, self._zero_initialization(), self._globals(dtype_policy, floatx, custom_objects):
             yield
