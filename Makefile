@@ -71,16 +71,18 @@ test-fast: $(READY)  ## The tests that need no Keras, in seconds
 test-jax: .venvs/jax/.ready  ## The zoo with Keras on JAX
 	KERAS_BACKEND=jax .venvs/jax/bin/python -m pytest tests/test_zoo.py
 
-# The second environment has what the packages need, and not the packages.
-REAL_PACKAGES := bayesflow gated-sae-tf keras-bio keras-climate keras-hub keras-rs keras-sciml kerasfactory kgcnn medicai ncps
-.venvs/real/.ready .venvs/real-source/.ready: .venvs/%/.ready: $(READY)
+# Beside each environment one that has what the packages need, and not the packages.
+REAL_ENVIRONMENTS := $(foreach name,real-keras real-keras-bare real-tf_keras real-tf_keras-bare,.venvs/$(name)/.ready)
+REAL_keras := bayesflow gated-sae-tf keras-bio keras-climate keras-hub keras-rs keras-sciml kerasfactory kgcnn medicai ncps
+REAL_tf_keras := spektral tensorflow-recommenders
+$(REAL_ENVIRONMENTS): .venvs/%/.ready: $(READY)
 	$(PYTHON) -m venv .venvs/$*
-	$(BIN)/uv pip install --quiet --python .venvs/$*/bin/python -e '.[real]'
-	$(if $(filter real-source,$*),$(BIN)/uv pip uninstall --quiet --python .venvs/$*/bin/python $(REAL_PACKAGES))
+	$(BIN)/uv pip install --quiet --python .venvs/$*/bin/python -e '.[$(subst _,-,$(*:-bare=))]'
+	$(if $(filter %-bare,$*),$(BIN)/uv pip uninstall --quiet --python .venvs/$*/bin/python $(REAL_$(patsubst real-%-bare,%,$*)))
 	touch $@
 
-test-real: .venvs/real/.ready .venvs/real-source/.ready  ## Models of published packages; writes docs/real_models.md (an hour)
-	$(BIN)/python tests/real --installed .venvs/real/bin/python --bare .venvs/real-source/bin/python
+test-real: $(REAL_ENVIRONMENTS)  ## Models of published packages; writes docs/real_models.md (an hour)
+	$(BIN)/python tests/real --environments .venvs
 
 test-torch: .venvs/torch/.ready  ## The zoo with Keras on torch
 	KERAS_BACKEND=torch .venvs/torch/bin/python -m pytest tests/test_zoo.py

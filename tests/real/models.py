@@ -1,20 +1,13 @@
 """Models of published packages, that nobody here wrote: tiny configurations, random weights, nothing downloaded.
 
-Each function returns a model that was called, and the arguments of that call. ``random`` is for a model that draws
-from a generator that is no part of it: only its state can be compared.
+Each function returns a model that was called, and the arguments of that call.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import keras
 import numpy as np
-
-MODELS: dict[str, RealModel] = {}
+from registry import Registry, called, get
 
 TOKENS = np.array([[1, 5, 3, 2, 4], [2, 6, 7, 0, 0]], dtype="int32")
 ONES = np.ones_like(TOKENS)
@@ -24,24 +17,8 @@ VECTORS = np.random.default_rng(1).normal(size=(6, 4)).astype("float32")
 TEXT = {"num_layers": 2, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16}
 
 
-@dataclass(frozen=True)
-class RealModel:
-    package: str
-    build: Callable[[], tuple[Any, tuple[Any, ...]]]
-    random: bool
-
-
-def real(package: str, *, random: bool = False) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
-    def register(build: Callable[[], Any]) -> Callable[[], Any]:
-        MODELS[build.__name__] = RealModel(package, build, random)
-        return build
-
-    return register
-
-
-def called(model, *inputs):
-    model(*inputs)
-    return model, inputs
+MODELS = Registry()
+real = MODELS.real
 
 
 class Wrapped(keras.Model):
@@ -54,11 +31,6 @@ class Wrapped(keras.Model):
 
     def call(self, *inputs):
         return self.head(self.layer(*inputs))
-
-
-def get(path):
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 # --- keras-hub

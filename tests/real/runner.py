@@ -1,12 +1,14 @@
-"""Logs or loads the models of ``models.py`` in a process of its own: ``python -I runner.py log|load FOLDER [SOURCES]``.
+"""Logs or loads real models in a process of its own: ``python -I runner.py log|load KERAS FOLDER [SOURCES]``.
 
 ``log`` writes one model directory for each model, with reference outputs beside it. With ``SOURCES``, a folder that
 holds the packages' source, they are the user's own code. ``load`` runs where neither is importable. Each verdict is a
 line of ``log.jsonl`` or ``load.jsonl`` and of the output, as soon as it is known; a model that has one is not asked
 again, so that a run goes on after one that ended the process. ``MODELS=name,name`` takes only those, and ``PROVE=0``
-logs without the proof: for those who look for the reason of one verdict.
+logs without the proof: for those who look for the reason of one verdict. ``KERAS`` is ``keras`` or ``tf_keras``, for
+which ``environment`` gives the environment variables.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -17,6 +19,7 @@ import traceback
 
 HERE = pathlib.Path(__file__).parent
 ENDED = "wrong: the process ended"
+MODELS_ON = {"keras": "models", "tf_keras": "models_on_tf_keras"}
 
 
 def module_at(name, path):
@@ -27,22 +30,26 @@ def module_at(name, path):
     return module
 
 
-def log(folder, sources):
+def environment(distribution, names):
+    legacy = {"TF_USE_LEGACY_KERAS": "1"} if distribution == "tf_keras" else {}
+    return {"MODELS": ",".join(names), **os.environ, **legacy}
+
+
+def log(distribution, folder, sources):
     sys.path[:0] = [str(HERE), *sources]
-    import keras
-    import models
+    keras, models = importlib.import_module(distribution), importlib.import_module(MODELS_ON[distribution]).MODELS
 
     def logged(name):
         keras.utils.set_random_seed(7)
-        return log_model(folder / name, models.MODELS[name])
+        return log_model(folder / name, models[name])
 
-    each(folder / "log.jsonl", models.MODELS, logged)
+    each(folder / "log.jsonl", models, logged)
 
 
 def log_model(path, model):
     from mlflow_keras_subclass.errors import KerasSubclassError
 
-    case = zoo_runner.Loggable(build=model.build, stateful=model.random, random=model.random)
+    case = zoo_runner.Loggable(build=model.build)
     try:
         return zoo_runner.log_case(path, case, "cloudpickle", prove=os.environ.get("PROVE") != "0")
     except KerasSubclassError as error:
@@ -50,7 +57,7 @@ def log_model(path, model):
 
 
 def load(folder):
-    for name in ("models", *json.loads((folder / "absent.json").read_text())):
+    for name in (*MODELS_ON.values(), *json.loads((folder / "absent.json").read_text())):
         assert importlib.util.find_spec(name) is None, f"{name} must not be importable here"
     names = sorted(path.parent.name for path in folder.glob("*/reference.pickle"))
     each(folder / "load.jsonl", names, lambda name: zoo_runner.load_case(folder / name))
@@ -91,9 +98,9 @@ def attempted(function, *args):
 
 
 if __name__ == "__main__":
-    mode, target, *packages = sys.argv[1:]
+    mode, stock, target, *packages = sys.argv[1:]
     zoo_runner = module_at("zoo_runner", HERE.parent / "zoo_runner.py")
     if mode == "log":
-        log(pathlib.Path(target), packages)
+        log(stock, pathlib.Path(target), packages)
     else:
         load(pathlib.Path(target))
