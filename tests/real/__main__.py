@@ -85,7 +85,9 @@ def main():
     options = arguments.parse_args()
     versions, rows = {}, []
     for stock in STOCKS:
-        python, bare = (options.environments / f"real-{stock.keras}{end}/bin/python" for end in ("", "-bare"))
+        python, bare = (
+            options.environments.absolute() / f"real-{stock.keras}{end}/bin/python" for end in ("", "-bare")
+        )
         facts = facts_of(python, [*stock.distributions, "tensorflow"])
         versions |= {name: version for name, (version, _) in facts["distributions"].items()}
         rows += tried(stock, python, bare, facts)
