@@ -1,5 +1,7 @@
 """Every private name of Keras and its backends that the seam uses: a failure here says what a new release moved."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -75,6 +77,37 @@ def test_random_initial_values_are_not_drawn_during_construction_and_only_then()
     assert not dense.kernel.numpy().any()
     assert dense.bias.numpy().all()
     assert after.kernel.numpy().any()
+
+
+def test_construction_fetches_no_pretrained_weights_and_other_threads_go_on_as_before():
+    policy = {"dtype_policy": "float32", "floatx": "float32", "custom_objects": {}}
+    options = {"include_top": False, "input_shape": (96, 96, 3), "pooling": "avg"}
+    elsewhere = {}
+
+    def in_another_thread():
+        elsewhere["dense"] = keras.layers.Dense(2)
+        elsewhere["dense"].build((None, 3))
+        try:
+            keras.applications.MobileNetV2(weights="no such file", **options)
+        except ValueError as error:
+            elsewhere["error"] = str(error)
+
+    with API.construction(**policy):
+        fetched = keras.applications.MobileNetV2(weights="imagenet", **options)
+        of_file = keras.applications.VGG16(weights="no such file.h5", **options)
+        of_file.load_weights("nor this.weights.h5")
+        thread = threading.Thread(target=in_another_thread)
+        thread.start()
+        thread.join()
+
+    assert not any(np.any(item.numpy()) for item in fetched.weights if item.name == "kernel")
+    assert not any(np.any(item.numpy()) for item in of_file.weights)
+    assert np.all(elsewhere["dense"].kernel.numpy())
+    assert "weights" in elsewhere["error"]
+    with pytest.raises(ValueError, match="path to the weights file"):
+        keras.applications.VGG16(weights="no such file.h5", **options)
+    with pytest.raises(FileNotFoundError):
+        of_file.load_weights("nor this.weights.h5")
 
 
 def test_construction_restores_keras_globals_after_a_failure():

@@ -21,7 +21,13 @@ import numpy as np
 from mlflow_keras_subclass.errors import CaptureError, FormatError, RebuildError
 from mlflow_keras_subclass.files import ArtifactWriter
 from mlflow_keras_subclass.keras_api import KerasApi
-from mlflow_keras_subclass.manifest import OPTIMIZER_FILE, STATE_FILE, VOCABULARIES_DIR, WEIGHTS_TABLE_FILE
+from mlflow_keras_subclass.manifest import (
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    STRUCTURE_FILE,
+    VOCABULARIES_DIR,
+    WEIGHTS_TABLE_FILE,
+)
 from mlflow_keras_subclass.model_tree import ModelTree, is_global
 from mlflow_keras_subclass.tensors import Tensors, TensorSource, opened_tensors, write_tensors
 from mlflow_keras_subclass.trust import VerifiedModel
@@ -29,8 +35,10 @@ from mlflow_keras_subclass.trust import VerifiedModel
 __all__ = [
     "VariableRecord",
     "compare_values",
+    "memory_orders",
     "parameter_counts",
     "read_variables",
+    "restore_memory_orders",
     "restore_optimizers",
     "restore_variables",
     "restore_vocabularies",
@@ -125,6 +133,28 @@ def parameter_counts(records: Iterable[VariableRecord]) -> tuple[int, int]:
     """Number of parameters, all and trainable; seeds, metrics and what is reached through globals are none of its."""
     weights = [item for item in records if item.kind in _WEIGHT_KINDS and not is_global(item.path)]
     return sum(item.parameters for item in weights), sum(item.parameters for item in weights if item.trainable)
+
+
+def memory_orders(api: KerasApi, tree: ModelTree) -> dict[str, list[int]]:
+    """For each variable whose axes lie in memory in another order than their own, that order."""
+    orders = {path: api.memory_order(variable) for path, variable in tree.variables.items()}
+    return {path: list(order) for path, order in orders.items() if order is not None}
+
+
+def restore_memory_orders(api: KerasApi, orders: Mapping[str, Iterable[int]], tree: ModelTree) -> None:
+    """Lay the variables out in memory as they were; they get their values afterwards.
+
+    Raises:
+        FormatError: An order is not one of the variable's axes.
+    """
+    for path, order in orders.items():
+        variable = tree.variables.get(path)
+        if variable is None:
+            continue  # said by restore_variables, which compares all of them
+        axes = list(range(len(api.shape_and_dtype(variable)[0])))
+        if sorted(order) != axes:
+            raise FormatError(f"{STRUCTURE_FILE}: memory_orders: {path}: expected the axes {axes}, got {order!r}.")
+        api.set_memory_order(variable, tuple(order))
 
 
 def restore_variables(

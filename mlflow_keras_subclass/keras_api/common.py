@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mlflow_keras_subclass.errors import FormatError
-from mlflow_keras_subclass.keras_api import devices, inference
+from mlflow_keras_subclass.keras_api import devices, inference, torch_state
 from mlflow_keras_subclass.keras_api.configs import is_purely_keras
+from mlflow_keras_subclass.keras_api.construction import without_pretrained_weights
 from mlflow_keras_subclass.keras_api.tensorflow_memory import taken_over
 from mlflow_keras_subclass.specs import InputSpec
 
@@ -194,6 +195,19 @@ class KerasApi(abc.ABC):
         """As ``assign``; the variable may keep the array's memory, which nobody may use any more."""
         self.assign(variable, taken_over(value) if self.backend == "tensorflow" else value)
 
+    def memory_order(self, variable: Any) -> tuple[int, ...] | None:
+        """The axes of a variable as they lie in memory, if that is another order than their own.
+
+        Torch multiplies by a transposed matrix in another order of sums, so that it is part of what is computed: the
+        orthogonal initializer leaves one in every square recurrent kernel.
+        """
+        return torch_state.memory_order(variable) if self.backend == "torch" else None
+
+    def set_memory_order(self, variable: Any, order: tuple[int, ...]) -> None:
+        """Lay a variable out as ``memory_order`` says, before its value is assigned; on torch only."""
+        if self.backend == "torch":
+            torch_state.set_memory_order(variable, order)
+
     @abc.abstractmethod
     def shape_and_dtype(self, variable: Any) -> tuple[tuple[int, ...], str]:
         """A variable's shape and the name of its dtype."""
@@ -309,10 +323,16 @@ class KerasApi(abc.ABC):
         The registered names are swapped into Keras' global registry, not a ``custom_object_scope``: Keras 3.0 to
         3.15.1 drops an outer scope after one level of nesting. The classes get their names there as well, for
         constructors that serialise a layer of theirs and have Keras make another from that. Random initial values are
-        zeros, since they are overwritten: drawing them is three quarters of the time to rebuild a model of 1 GB.
-        Everything is restored on leaving; one thread constructs at a time.
+        zeros, since they are overwritten: drawing them is three quarters of the time to rebuild a model of 1 GB; and
+        pretrained weights that a constructor fetches are not. Everything is restored on leaving; one thread
+        constructs at a time.
         """
-        with _CONSTRUCTION, self._zero_initialization(), self._globals(dtype_policy, floatx, custom_objects):
+        with (
+            _CONSTRUCTION,
+            self._zero_initialization(),
+            without_pretrained_weights(self.keras),
+            self._globals(dtype_policy, floatx, custom_objects),
+        ):
             yield
 
     @contextlib.contextmanager
@@ -337,7 +357,7 @@ class KerasApi(abc.ABC):
 
     @abc.abstractmethod
     def _zero_initialization(self) -> contextlib.AbstractContextManager[None]:
-        """Variables made inside start as zeros where Keras would draw their values."""
+        """Variables made inside, on this thread, start as zeros where Keras would draw their values."""
 
     def _drawing_initializers(self) -> tuple[type, ...]:
         initializers = self.keras.initializers

@@ -18,6 +18,7 @@ import numpy as np
 
 from mlflow_keras_subclass.keras_api import torch_state
 from mlflow_keras_subclass.keras_api.common import KerasApi, sort_like
+from mlflow_keras_subclass.keras_api.construction import on_this_thread
 from mlflow_keras_subclass.keras_api.tensorflow_memory import untouched_zeros
 from mlflow_keras_subclass.specs import InputSpec
 
@@ -222,7 +223,7 @@ class Keras3Api(KerasApi):
             is_random = isinstance(initializer, drawn) and type(initializer).__module__.startswith("keras.")
             original(made, untouched if is_random else initializer)
 
-        variable._initialize_with_initializer = initialize
+        variable._initialize_with_initializer = on_this_thread(initialize, original)
         try:
             yield
         finally:

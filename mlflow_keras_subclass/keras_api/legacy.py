@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_keras_subclass.keras_api.common import KerasApi, sort_like
+from mlflow_keras_subclass.keras_api.construction import on_this_thread
 from mlflow_keras_subclass.specs import ArraySpec, InputSpec
 
 __all__ = ["LegacyApi"]
@@ -206,7 +207,7 @@ class LegacyApi(KerasApi):
             is_random = isinstance(initializer, drawn) and self.is_own(initializer)
             return original(name, *args, initializer=zeros if is_random else initializer, **kwargs)
 
-        variables.make_variable = make_variable
+        variables.make_variable = on_this_thread(make_variable, original)
         try:
             yield
         finally:

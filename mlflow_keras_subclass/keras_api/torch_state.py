@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["attributes", "buffers", "native_parameters"]
+__all__ = ["attributes", "buffers", "memory_order", "native_parameters", "set_memory_order"]
 
 # Keras keeps there, once more, what its own variables hold.
 _KERAS_NAMES = ("_torch_params",)
@@ -40,6 +40,26 @@ def buffers(owner: Any) -> Mapping[str, Any]:
 def native_parameters(variables: Iterable[Any]) -> dict[int, Any]:
     """Keras' variables by the identity of the torch parameter whose storage they use."""
     return {id(variable.value): variable for variable in variables}
+
+
+def memory_order(variable: Any) -> tuple[int, ...] | None:
+    """The axes of a variable from the outermost to the innermost in memory; ``None`` if they are in their order."""
+    tensor = _tensor(variable)
+    order = tuple(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+    if tensor.is_contiguous() or not tensor.permute(order).is_contiguous():
+        return None
+    return order
+
+
+def set_memory_order(variable: Any, order: tuple[int, ...]) -> None:
+    """Lay a variable out in memory anew; it has no value then."""
+    tensor = _tensor(variable)
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    tensor.data = tensor.data.new_empty([tensor.shape[axis] for axis in order]).permute(inverse)
+
+
+def _tensor(variable: Any) -> Any:
+    return variable if isinstance(variable, importlib.import_module("torch").Tensor) else variable.value
 
 
 @functools.cache

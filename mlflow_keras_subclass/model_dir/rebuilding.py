@@ -155,6 +155,8 @@ class _Rebuild:
             tree, compiled = self._complete(model, decoder, compile=compile)
             tree = self._settle(model, tree, variables)
             structure.compare_layers(self._structure["layers"], tree)
+            # What was logged by earlier releases does not say.
+            state.restore_memory_orders(api, self._structure.get("memory_orders", {}), tree)
             state.restore_variables(api, verified, variables, tree, compiled=compiled)
             optimizers = self._structure["optimizers"]
             present = {path: item for path, item in optimizers.items() if compiled or path in tree.optimizers}

@@ -254,6 +254,7 @@ class _Write:
             "attributes": captured.attributes,
             "vocabularies": state.write_vocabularies(self._api, tree, self._writer),
             "optimizers": optimizers,
+            "memory_orders": state.memory_orders(self._api, tree),
         }
         self._writer.write_json(STRUCTURE_FILE, document)
 

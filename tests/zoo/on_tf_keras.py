@@ -1,5 +1,9 @@
 """Keras 2 subclasses as the public stock of them is written, on tf_keras through ``tf.keras``."""
 
+import shutil
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
@@ -325,6 +329,33 @@ class Recurrent(keras.Model):
 @case()
 def recurrent_wrappers_and_cells():
     return called(Recurrent(), SEQUENCES)
+
+
+CHECKPOINT = Path(tempfile.gettempdir(), "a folder of the training machine", "encoder")
+
+
+def encoder():
+    return keras.Sequential([keras.Input((4,)), layers.Dense(3, activation="tanh")])
+
+
+class Warm(keras.Model):
+    """Starts from a checkpoint of another training, which is gone when the model is loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = encoder()
+        self.encoder.load_weights(CHECKPOINT).expect_partial()
+
+    def call(self, x):
+        return self.encoder(x)
+
+
+@case()
+def checkpoint_loaded_in_the_constructor():
+    encoder().save_weights(CHECKPOINT, save_format="tf")
+    model = Warm()
+    shutil.rmtree(CHECKPOINT.parent)
+    return called(model, X)
 
 
 class StatefulGru(keras.Model):
