@@ -46,6 +46,7 @@ class ProofRecord:
         variables: Number of variables compared, bit for bit.
         attributes: Number of plain attributes compared.
         not_stored: Paths of attributes without data form that the rebuilt model does not have.
+        files_read: Files of the machine that were read to rebuild the model, of no package and no system.
         entry_points: For each entry point ``exact``, ``close`` (the live model was on another device), or why its
             answers could not be compared.
         routes: For each route by which the class can be brought back ``""`` if it brought back this model, else what
@@ -58,6 +59,7 @@ class ProofRecord:
     variables: int
     attributes: int
     not_stored: tuple[str, ...]
+    files_read: tuple[str, ...]
     entry_points: Mapping[str, str]
     routes: Mapping[str, str]
     device: str
@@ -81,6 +83,13 @@ def prove(root: Path, facts: ModelFacts, *, forced: bool) -> ModelFacts:
             "%s: these attributes were set after construction, have no form as data and do not come back: %s.",
             facts.class_name,
             ", ".join(record.not_stored),
+        )
+    if record.files_read:
+        _logger.warning(
+            "%s: its constructor reads %s, which must be where the model is loaded as well. Pass what the constructor "
+            "takes from there as an argument instead.",
+            facts.class_name,
+            ", ".join(record.files_read),
         )
     return model_dir.add_json(root, facts, PROOF_FILE, asdict(record))
 

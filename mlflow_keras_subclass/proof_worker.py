@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,42 @@ class _Blocked(importlib.abc.MetaPathFinder):
         return None
 
 
+class _FilesRead:
+    """Notes which files of this machine, of no installed package and no system, are read while a model is rebuilt."""
+
+    _SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/lib64", sys.prefix, sys.base_prefix)
+
+    def __init__(self) -> None:
+        self._opened: set[str] | None = None
+
+    def hook(self, event: str, args: tuple[Any, ...]) -> None:
+        """See what Python opens; a library that opens files in C is not seen."""
+        if event == "open" and self._opened is not None and isinstance(args[0], str | bytes):
+            self._opened.add(os.fsdecode(args[0]))
+
+    @contextlib.contextmanager
+    def noted(self, *own: Path) -> Iterator[list[str]]:
+        """The files outside of ``own`` that were read, in a list that is filled on leaving."""
+        found: list[str] = []
+        self._opened = set()
+        try:
+            yield found
+        finally:
+            opened, self._opened = self._opened, None
+            known = [*map(Path, (*self._SYSTEM, *sys.path)), *own]
+            paths = sorted(Path(path).absolute() for path in opened)
+            paths = [path for path in paths if path.suffix not in (".py", ".pyc") and path.is_file()]
+            found.extend(str(path) for path in paths if not _lies_in(path, known))
+
+
+def _lies_in(path: Path, folders: Iterable[Path]) -> bool:
+    """Whether ``path`` lies in one of ``folders``, by its name or in truth."""
+    return any(path.is_relative_to(folder) or path.resolve().is_relative_to(folder) for folder in folders)
+
+
+_FILES_READ = _FilesRead()
+
+
 def main() -> None:
     """Answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -42,6 +78,7 @@ def main() -> None:
     blocked = _Blocked()
     sys.meta_path.insert(0, blocked)
     sys.addaudithook(_refuse_connections)
+    sys.addaudithook(_FILES_READ.hook)
     for line in sys.stdin:
         request = json.loads(line)
         blocked.names = frozenset(request["blocked"])
@@ -63,13 +100,14 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def _compare(request: dict[str, Any]) -> dict[str, Any]:
     # Late, so that this module's own import is light and the hooks above are in place first.
-    from mlflow_keras_subclass import model_dir, trust
+    from mlflow_keras_subclass import keras_api, model_dir, trust
 
     root = Path(request["root"])
     verified = trust.verify(root, trust.TrustPolicy())
-    with _shipped_code(root / "code"):
+    keras_api.for_runtime(verified.manifest.versions.keras_distribution)  # Keras reads settings of its own
+    with _shipped_code(root / "code"), _FILES_READ.noted(root) as files_read:
         model = model_dir.rebuild(verified, route=request["route"])
-    compared = model_dir.compare(verified, model)
+    compared = {**model_dir.compare(verified, model), "files_read": files_read}
     return {**compared, "entry_points": model_dir.verify_predictions(verified, model)}
 
 

@@ -48,6 +48,14 @@ class Open(Plain):
     def call(self, x):
         return self.dense(x) if self.head is None else self.head(self.dense(x))
 
+class Reads(Plain):
+    def __init__(self, path):
+        super().__init__()
+        with open(path) as file:
+            self.scale = float(file.read())
+    def call(self, x):
+        return self.dense(x) * self.scale
+
 class Custom(keras.layers.Layer):
     def __init__(self, make):
         super().__init__()
@@ -96,7 +104,17 @@ def test_both_routes_are_proven_and_both_entry_points_compared(net: Any, tmp_pat
     assert proof["routes"]["cloudpickle"] == proof["routes"]["source"] == ""
     assert proof["entry_points"] == {"call": "exact", "served": "exact"}
     assert (proof["layers"], proof["variables"]) == (2, 2)
+    assert proof["files_read"] == []
     assert read(tmp_path / "m", FINGERPRINT_FILE)["probe"] == "input_example"
+
+
+def test_files_that_the_constructor_reads_are_told(net: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scale = tmp_path / "scale.txt"
+    scale.write_text("3")
+    mks.save_model(called(net.Reads(str(scale))), tmp_path / "m")
+
+    assert f"Reads: its constructor reads {scale}, which must be" in caplog.text
+    assert read(tmp_path / "m", PROOF_FILE)["files_read"] == [str(scale)]
 
 
 def test_the_route_that_brings_the_model_back_is_the_one_that_a_load_takes(net: Any, tmp_path: Path) -> None:
