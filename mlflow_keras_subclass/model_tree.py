@@ -26,9 +26,10 @@ from typing import Any
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.weak_notes import WeakNotes
 
-__all__ = ["GLOBALS", "Attribute", "ModelTree", "is_global", "set_globals", "walk"]
+__all__ = ["GLOBALS", "Attribute", "ModelTree", "is_global", "is_unreachable", "set_globals", "walk"]
 
 GLOBALS = "global"
+_OWN_VARIABLES = "variables["
 _GLOBALS: WeakNotes[dict[str, Any]] = WeakNotes()
 
 # Written by TensorFlow's and Keras' attribute tracking whenever it sees fit.
@@ -223,7 +224,7 @@ class _Walk:
             for number, generator in enumerate(self._api.seed_generators(layer)):
                 self._add(_join(path, f"seed_generators[{number}]"), generator, "seed")
             for number, variable in enumerate(self._api.own_variables(layer)):
-                self._add(_join(path, f"variables[{number}]"), variable, "layer")
+                self._add(_join(path, f"{_OWN_VARIABLES}{number}]"), variable, "layer")
         return len(self._seen) > before
 
     def _is_stateful(self, value: Any) -> bool:
@@ -255,6 +256,11 @@ class _Walk:
     def _is_open(self, kind: type) -> bool:
         """Whether instances are looked into: of the user's classes, and modules of the backend."""
         return self._is_user_defined(kind) or self._api.is_open(kind)
+
+
+def is_unreachable(layer_path: str, path: str) -> bool:
+    """Whether ``path`` is of a variable that only the layer's own list leads to."""
+    return path.startswith(_join(layer_path, _OWN_VARIABLES))
 
 
 def _items(value: Any) -> list[tuple[Any, Any]] | None:

@@ -27,6 +27,7 @@ from typing import Any
 
 import wrapt
 
+from mlflow_keras_subclass.lookup import has_attribute
 from mlflow_keras_subclass.specs import InputSpec, observe_call
 from mlflow_keras_subclass.weak_notes import WeakNotes
 
@@ -142,9 +143,13 @@ def _noting_new(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def noting_new(cls: type, *args: Any, **kwargs: Any) -> Any:
         args_passed, kwargs_passed = _outermost_new(cls, sys._getframe(1)) or (args, kwargs)
-        held = Arguments(args=_held(args_passed), kwargs=_held(kwargs_passed))
+        held = None
+        # The user's constructor must not fail because notes of it cannot be taken.
+        with contextlib.suppress(Exception):
+            held = Arguments(args=_held(args_passed), kwargs=_held(kwargs_passed))
         instance = original(cls, *args, **kwargs) if takes_arguments else original(cls)
-        _CONSTRUCTED.put(instance, held)
+        if held is not None:
+            _CONSTRUCTED.put(instance, held)
         return instance
 
     return noting_new
@@ -263,7 +268,8 @@ def _held(value: Any) -> Any:
         return kind(_held(item) for item in value)
     if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and value.nbytes <= _COPIED_ARRAY_BYTES:
         return value.copy()
-    if (hasattr(value, "_tracker") or hasattr(value, "_self_tracked_trackables")) and _under_construction(value):
+    is_layer = has_attribute(value, "_tracker") or has_attribute(value, "_self_tracked_trackables")
+    if is_layer and _under_construction(value):
         return _Weak(weakref.ref(value))
     return value
 

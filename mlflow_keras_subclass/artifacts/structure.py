@@ -18,7 +18,7 @@ from typing import Any
 
 from mlflow_keras_subclass.errors import FormatError, RebuildError
 from mlflow_keras_subclass.keras_api import KerasApi
-from mlflow_keras_subclass.model_tree import Attribute, ModelTree
+from mlflow_keras_subclass.model_tree import Attribute, ModelTree, is_unreachable
 from mlflow_keras_subclass.values import Decoder, Encoder, EncodingError
 
 __all__ = [
@@ -252,6 +252,34 @@ def set_trainable(records: Mapping[str, Any], tree: ModelTree, variables: Mappin
             # Only Keras variables can be set; those of TensorFlow are fixed by their constructor.
             with contextlib.suppress(AttributeError):
                 variable.trainable = trainable
+
+
+def add_unreachable(
+    api: KerasApi, records: Mapping[str, Any], tree: ModelTree, specs: Mapping[str, tuple[tuple[int, ...], str, bool]]
+) -> bool:
+    """Make the variables that a layer lists and no attribute leads to, at their places among the layer's own.
+
+    A ``build`` that failed and ran again leaves them, as it does under Keras' symbolic call of a layer that makes
+    a ``keras.Variable``.
+
+    Args:
+        api: The seam to Keras.
+        records: The recorded layers.
+        tree: The rebuilt model's tree.
+        specs: Shape, dtype and whether it is trainable, of each variable.
+
+    Returns:
+        Whether there were any.
+    """
+    found = False
+    for path, layer in tree.layers.items():
+        names = records.get(path, {}).get("variables", [])
+        missing = {name for name in names if name not in tree.variables and is_unreachable(path, name)} & specs.keys()
+        if missing:
+            made = {name: api.add_variable(layer, *specs[name]) for name in names if name in missing}
+            api.order_variables(layer, [made.get(name, tree.variables.get(name)) for name in names])
+            found = True
+    return found
 
 
 def restore_order(api: KerasApi, records: Mapping[str, Any], tree: ModelTree) -> None:

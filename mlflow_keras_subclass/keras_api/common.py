@@ -195,6 +195,12 @@ class KerasApi(abc.ABC):
         """As ``assign``; the variable may keep the array's memory, which nobody may use any more."""
         self.assign(variable, taken_over(value) if self.backend == "tensorflow" else value)
 
+    def add_variable(self, layer: Any, shape: tuple[int, ...], dtype: str, trainable: bool) -> Any:
+        """Give a layer one more variable of its own, without a value."""
+        add_weight = self.keras.layers.Layer.add_weight  # not a method of the user's
+        with self.unlocked([layer]):
+            return add_weight(layer, shape=shape, dtype=dtype, trainable=trainable, initializer="zeros")
+
     def memory_order(self, variable: Any) -> tuple[int, ...] | None:
         """The axes of a variable as they lie in memory, if that is another order than their own.
 

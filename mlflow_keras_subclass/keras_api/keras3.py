@@ -42,7 +42,8 @@ class Keras3Api(KerasApi):
         return isinstance(value, self._generator_types)
 
     def is_tensor(self, value: Any) -> bool:
-        if isinstance(value, self._variable_types) or not self.keras.ops.is_tensor(value):
+        # A dict whose keys are attributes has every attribute that a backend knows tensors by, or raises.
+        if isinstance(value, (dict, *self._variable_types)) or not self.keras.ops.is_tensor(value):
             return False
         return self.backend != "tensorflow" or hasattr(value, "numpy")
 

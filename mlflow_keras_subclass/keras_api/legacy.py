@@ -53,6 +53,8 @@ class LegacyApi(KerasApi):
         return isinstance(value, self._tf.random.Generator)
 
     def is_tensor(self, value: Any) -> bool:
+        if isinstance(value, dict):  # one whose keys are attributes raises, or has all that tensors are known by
+            return False
         return self._tf.is_tensor(value) and not self.is_variable(value) and hasattr(value, "numpy")
 
     def is_symbolic(self, value: Any) -> bool:

@@ -237,6 +237,9 @@ class _Rebuild:
             # A layer that makes variables only when it is called.
             call_on_zeros(model, inputs)
             tree = self._walk(model)
+        specs = {item.path: (item.shape, item.dtype, item.trainable) for item in variables}
+        if structure.add_unreachable(self._api, records, tree, specs):
+            tree = self._walk(model)
         structure.set_trainable(records, tree, {item.path: item.trainable for item in variables})
         structure.restore_order(self._api, records, tree)
         return tree

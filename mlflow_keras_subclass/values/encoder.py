@@ -220,7 +220,7 @@ class _Encoding:
     # --- classes, functions and Keras' own objects
 
     def _callable(self, value: Any, where: str) -> Any:
-        if not isinstance(value, type) and not hasattr(value, "__qualname__"):
+        if not isinstance(value, type) and not (callable(value) and hasattr(value, "__qualname__")):
             return None
         if not isinstance(value, type) and not hasattr(value, "__code__"):
             return None
@@ -409,7 +409,8 @@ class _Encoding:
                 return {"$object": key}
         key = f"{len(self._encoder.objects)}"
         self._encoder.objects[key] = value
-        return {"$object": key, "repr": f"{type(value).__name__}: {getattr(value, '__qualname__', '')}".strip(": ")}
+        name = getattr(value, "__qualname__", "") if callable(value) else ""
+        return {"$object": key, "repr": f"{type(value).__name__}: {name}".strip(": ")}
 
     @contextmanager
     def _no_cycle(self, value: Any, where: str) -> Iterator[None]:

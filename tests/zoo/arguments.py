@@ -6,6 +6,7 @@ import pathlib
 
 import keras
 import numpy as np
+import pandas as pd
 
 from zoo import case
 
@@ -473,3 +474,58 @@ class Tokens(keras.Model):
 @case()
 def int_tokens_through_gather():
     return called(Tokens(10), np.array([[1, 2], [3, 9]], dtype="int32"))
+
+
+class Options(dict):
+    """A dict whose keys are attributes, and every other name an error of its own kind."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Lenient(dict):
+    """The same, where every other name is ``None``."""
+
+    __getattr__ = dict.get
+    __setattr__ = dict.__setitem__
+
+
+class Configured(keras.Model):
+    def __init__(self, options, more):
+        super().__init__()
+        self.options, self.more = options, more
+        self.hidden = keras.layers.Dense(options.hidden, activation=more.activation)
+        self.out = keras.layers.Dense(more.classes)
+
+    def call(self, x):
+        return self.out(self.hidden(x))
+
+
+@case()
+def dicts_whose_keys_are_attributes():
+    return called(Configured(Options(hidden=5), Lenient(activation="tanh", classes=2)), X)
+
+
+class Reader(keras.Model):
+    class Tokenizer:
+        """Belongs to the class of the model."""
+
+        def __init__(self, words):
+            self.numbers = {word: number for number, word in enumerate(words)}
+            self.words = {number: word for word, number in self.numbers.items()}
+
+    def __init__(self, words, table, generator):
+        super().__init__()
+        self.tokenizer = Reader.Tokenizer(words)
+        self.table = table
+        self.generator = generator
+        self.noise = generator.normal(size=3).astype("float32")
+        self.embedding = keras.layers.Embedding(len(words), len(table.columns))
+
+    def call(self, x):
+        return self.embedding(x)
+
+
+@case()
+def nested_helper_class_and_arguments_of_libraries():
+    table = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
+    return called(Reader(["a", "b", "c"], table, np.random.default_rng(3)), np.array([[0, 1, 2]], "int32"))

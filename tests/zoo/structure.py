@@ -1,6 +1,7 @@
 """Where models keep their layers, and how these are built."""
 
 import collections
+import contextlib
 
 import keras
 import numpy as np
@@ -411,4 +412,38 @@ class SaysItIsBuilt(keras.Model):
 def built_by_hand_and_build_never_called():
     model = SaysItIsBuilt(X.shape[1])
     model.build_all()
+    return called(model, X)
+
+
+class Positioned(keras.layers.Layer):
+    """Its ``build`` fails the first time, as in symbolic calls, and leaves weights that no attribute leads to."""
+
+    attempts = 0
+
+    def build(self, input_shape):
+        self.bias = self.add_weight(shape=(input_shape[-1],), name="bias")
+        self.scale = self.add_weight(shape=(1,), initializer="ones", trainable=False, name="scale")
+        Positioned.attempts += 1
+        if Positioned.attempts == 1:
+            raise ValueError("not yet")
+
+    def call(self, x):
+        return x * self.scale + self.bias
+
+
+class BuiltTwice(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.positioned = Positioned()
+        self.out = keras.layers.Dense(2)
+
+    def call(self, x):
+        return self.out(self.positioned(x))
+
+
+@case()
+def build_that_failed_and_ran_again():
+    model = BuiltTwice()
+    with contextlib.suppress(ValueError):
+        model(X)
     return called(model, X)

@@ -1,6 +1,6 @@
 """Whose code is it: the user's, an installed distribution's, Python's own, or a compiled extension of the user.
 
-Looks at files and import specs, and never imports anything. Imports nothing of ours.
+Looks at files and import specs, and never imports anything. Imports lookup.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sysconfig
 import types
 from pathlib import PurePath
 from typing import Any
+
+from mlflow_keras_subclass.lookup import has_attribute
 
 __all__ = [
     "INSTALLED",
@@ -45,7 +47,7 @@ def is_user_defined(obj: object) -> bool:
     Builtins, the standard library and installed distributions are not; editable installs, ``__main__``, notebooks and
     classes made inside functions are.
     """
-    if not isinstance(obj, type | types.FunctionType) and not hasattr(obj, "__wrapped__"):
+    if not isinstance(obj, type | types.FunctionType) and not has_attribute(obj, "__wrapped__"):
         return False
     if is_shipped(obj):
         return True
@@ -90,7 +92,8 @@ def origin_of(name: str) -> str:
     """``USER``, ``INSTALLED``, ``STDLIB`` or ``NATIVE`` for the module called ``name``."""
     if name == "__main__" or private_prefix(name):
         return USER
-    if name.partition(".")[0] == _OWN:
+    # Cython makes a module at run time, of the types that its extension modules share.
+    if name.partition(".")[0] == _OWN or name.startswith("_cython_"):
         return INSTALLED
     for candidate in (name, *parents(name)):
         location = _location(candidate)

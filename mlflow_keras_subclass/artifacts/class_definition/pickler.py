@@ -315,7 +315,7 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
         return self._reduce_enum(cls) if issubclass(cls, enum.Enum) else self._reduce_plain_class(cls)
 
     def _reduce_plain_class(self, cls: type) -> Any:
-        keywords = {"__module__": original_name(cls.__module__)}
+        keywords = {"__module__": original_name(cls.__module__), "__qualname__": cls.__qualname__}
         keywords |= {name: vars(cls)[name] for name in ("__slots__",) if name in vars(cls)}
         if isinstance(vars(cls).get("__dict__"), property):
             keywords["__dict__"] = vars(cls)["__dict__"]
