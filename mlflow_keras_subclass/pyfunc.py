@@ -33,7 +33,7 @@ from mlflow_keras_subclass.coercion import (
     refuse_non_finite,
     refuse_unequal_rows,
 )
-from mlflow_keras_subclass.errors import FormatError, ModelFailure, PredictError
+from mlflow_keras_subclass.errors import FormatError, GraphError, ModelFailure, PredictError
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import Manifest
 from mlflow_keras_subclass.outputs import flattened, in_form, json_safe
@@ -67,9 +67,16 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Se
         UntrustedCodeError: The environment forbids what loading needs.
         DeviceError: The device asked for is not present.
         RebuildError: What came back is not the model that was logged.
+        GraphError: The graph is to be served, and there is none or none for this entry point.
     """
     verified = open_verified(Path(path).parent, TrustPolicy.from_environment())
     options = ServingOptions.from_config(model_config)
+    served = _serve_graph(verified, options) if options.engine == "graph" else _serve_class(verified, options)
+    freeze_garbage()
+    return served
+
+
+def _serve_class(verified: VerifiedModel, options: ServingOptions) -> ServedModel:
     prefer_backend(verified.manifest)
     api = keras_api.for_runtime(verified.manifest.versions.keras_distribution)
     api.enable_memory_growth()
@@ -81,7 +88,26 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Se
     served = serve(api, model, input_spec, options, device=device)
     with model_dir.unchanged(api, model):
         served.warm_up()
-    freeze_garbage()
+    return served
+
+
+def _serve_graph(verified: VerifiedModel, options: ServingOptions) -> ServedModel:
+    """The graph as it is served: no stored code is run and Keras is not imported, so any trust policy allows it."""
+    if options.predict_fn != "call":
+        raise GraphError(
+            f"model_config: expected predict_fn 'call' for engine 'graph', got {options.predict_fn!r}. There is "
+            "no graph of other methods: load it with engine 'class'."
+        )
+    graph = model_dir.load_graph(
+        verified,
+        device=options.chosen_device(),
+        threads=options.threads or threads_of_a_worker(),
+        jit_compile=options.jit_compile,
+    )
+    input_spec, _ = model_dir.read_specs(verified)
+    served = ServedModel(graph.raw, graph, input_spec, options)
+    with graph.unchanged():
+        served.warm_up()
     return served
 
 
@@ -125,7 +151,7 @@ class ServedModel:
             _logger.info("The model was not warmed up, because it does not take zeros: %s", error)
 
     def get_raw_model(self) -> Any:
-        """The model itself: an instance of the user's class, not compiled for training."""
+        """The model itself: an instance of the user's class, not compiled for training; or the backend's own graph."""
         return self._model
 
     unwrap = get_raw_model

@@ -29,7 +29,7 @@ from mlflow_keras_subclass.specs import ArraySpec, InputSpec
 from mlflow_keras_subclass.tensors import array_source, opened_tensors, write_tensors
 from mlflow_keras_subclass.trust import VerifiedModel
 
-__all__ = ["drawn", "verify", "write"]
+__all__ = ["drawn", "verify", "verify_graph", "write"]
 
 # Relative and absolute, for floats on another backend, processor or kind of device: float32 over many layers.
 _TOLERANCE = {"rtol": 1e-3, "atol": 1e-5}
@@ -94,6 +94,36 @@ def verify(
             _compare(name, [stored(item) for item in known["outputs"]], got, exact=exact)
             results[name] = "exact" if exact else "close"
     return results
+
+
+def verify_graph(
+    verified: VerifiedModel,
+    api: KerasApi,
+    spec: InputSpec,
+    ask: Callable[[Arrays], list[Array]],
+    places: Sequence[int],
+) -> str:
+    """Ask a graph what the served class was asked: ``exact``, ``close``, or why the answers could not be compared.
+
+    Args:
+        verified: The artifact.
+        api: The seam to Keras.
+        spec: How the model is called.
+        ask: Calls the graph.
+        places: For each of its answers the place of the recorded one.
+
+    Raises:
+        RebuildError: An answer differs from the recorded one.
+    """
+    record = verified.read_json(FINGERPRINT_FILE)
+    stored = _reader(verified)
+    got = ask({name: stored(item) for name, item in zip(spec.leaves(), record["inputs"], strict=True)})
+    known = record["entry_points"]["served"]
+    if "omitted" in known:
+        return str(known["omitted"])
+    exact = all(record.get(key) == value for key, value in _place(api).items())
+    _compare("graph", [stored(known["outputs"][place]) for place in places], got, exact=exact)
+    return "exact" if exact else "close"
 
 
 def _entry_points(api: KerasApi, model: Any, spec: InputSpec) -> dict[str, Callable[[Arrays], list[Array]]]:
