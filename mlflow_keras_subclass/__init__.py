@@ -47,6 +47,7 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     source_lines     where in the user's source an attribute is set
     pickles          what a pickle would import, without unpickling it
     serving_options  the keys of model_config
+    serving_metrics  counts for Prometheus
     serving_process  what a model does to the process that serves it
     patches          a patch without what must not be kept
     credentials      finds secrets in text

@@ -37,6 +37,7 @@ from mlflow_keras_subclass.errors import FormatError, GraphError, ModelFailure, 
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import Manifest
 from mlflow_keras_subclass.outputs import flattened, in_form, json_safe
+from mlflow_keras_subclass.serving_metrics import Metrics, metrics_of_server
 from mlflow_keras_subclass.serving_options import ServingOptions
 from mlflow_keras_subclass.serving_process import freeze_garbage, is_serving, threads_of_a_worker
 from mlflow_keras_subclass.specs import ArraySpec, InputSpec
@@ -68,10 +69,12 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Se
         DeviceError: The device asked for is not present.
         RebuildError: What came back is not the model that was logged.
         GraphError: The graph is to be served, and there is none or none for this entry point.
+        KerasSubclassError: The environment asks for metrics, which cannot be given here.
     """
     verified = open_verified(Path(path).parent, TrustPolicy.from_environment())
     options = ServingOptions.from_config(model_config)
     served = _serve_graph(verified, options) if options.engine == "graph" else _serve_class(verified, options)
+    served.metrics = metrics_of_server()
     freeze_garbage()
     return served
 
@@ -132,6 +135,7 @@ class ServedModel:
         self._leaves = input_spec.leaves() if input_spec is not None else {}
         self._bare = input_spec is not None and list(self._leaves) == [None] and len(input_spec.args) == 1
         self._options = options
+        self.metrics: Metrics | None = None
         # Inputs that were seen with unequal rows may have them: a table that all rows are compared with.
         seen = [leaf.observed[:1] for leaf in self._leaves.values() if leaf.observed]
         self._aligned = len(seen) == len(self._leaves) > 1 and len({*seen}) == 1
@@ -174,6 +178,12 @@ class ServedModel:
         return predict
 
     def _predict(self, data: Any, params: Mapping[str, Any] | None) -> Any:
+        if self.metrics is None:
+            return self._predicted(data, params)
+        with self.metrics.observed():
+            return self._predicted(data, params)
+
+    def _predicted(self, data: Any, params: Mapping[str, Any] | None) -> Any:
         batch_size, output = self._options.of_call(params)
         if not is_serving():
             return _framed(self._answer(data, batch_size, output), data)
@@ -190,6 +200,8 @@ class ServedModel:
                 refuse_unequal_rows(arrays)
             if finite:
                 refuse_non_finite(arrays)
+            if self.metrics is not None:
+                self.metrics.count_rows(max((len(array) for array in arrays.values() if array.ndim), default=0))
             outputs = self._run(arrays, self._spec, batch_size)
         return outputs if output == "raw" else in_form(output, outputs, from_logits=self._options.from_logits)
 
