@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-large bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-backends test-mutants test-random test-faults golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison clean
+.PHONY: bench bench-large bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-backends test-mutants test-random test-faults test-serving-environments golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -116,6 +116,9 @@ test-random: $(READY)  ## Three hundred random subclassed models, other ones eac
 
 test-faults: $(READY)  ## Fail and kill at every single write of a save
 	MKS_FAULTS=all $(BIN)/python -m pytest tests/reliability/test_faults.py
+
+test-serving-environments: $(READY)  ## Serve and predict with uv and virtualenv, each installing anew (minutes, 10 GB)
+	$(BIN)/python -m pytest tests/environments
 
 test-mutants: $(READY)  ## Take each check out of trust.py: every time a test must break
 	$(BIN)/python tests/reliability/mutants.py
