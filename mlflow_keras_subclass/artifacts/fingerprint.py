@@ -129,7 +129,7 @@ def verify_graph(
 def _entry_points(api: KerasApi, model: Any, spec: InputSpec) -> dict[str, Callable[[Arrays], list[Array]]]:
     def call(arrays: Arrays) -> list[Array]:
         args, kwargs = spec.bind({name: api.tensor(array) for name, array in arrays.items()})
-        return [api.value(item) for item in api.flat(model(*args, **kwargs))]
+        return [_text(api.value(item)) for item in api.flat(model(*args, **kwargs))]
 
     # Once: two functions traced under one global seed draw the same numbers, and a random answer would look fixed.
     compiled = functools.cache(lambda: api.compiled(model, spec, device=None, jit_compile=False))
@@ -138,6 +138,15 @@ def _entry_points(api: KerasApi, model: Any, spec: InputSpec) -> dict[str, Calla
         return [np.asarray(item) for item in api.flat(compiled()(*spec.bind(arrays)))]
 
     return {"call": call, "served": served}
+
+
+def _text(array: Array) -> Array:
+    """Strings as such, where TensorFlow has bytes."""
+    if array.dtype.kind != "O":
+        return array
+    items = [item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in array.ravel()]
+    found: Array = np.array(items, object).reshape(array.shape)
+    return found
 
 
 def _answers(
