@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-large bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-backends test-mutants test-random test-faults golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison clean
+.PHONY: bench bench-large bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-backends test-mutants test-random test-faults test-serving-environments golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -69,7 +69,7 @@ test-fast: $(READY)  ## The tests that need no Keras, in seconds
 	touch $@
 
 test-jax: .venvs/jax/.ready  ## The zoo with Keras on JAX
-	KERAS_BACKEND=jax .venvs/jax/bin/python -m pytest tests/test_zoo.py
+	KERAS_BACKEND=jax .venvs/jax/bin/python -m pytest tests/test_zoo.py tests/test_graph_backends.py
 
 # Beside each environment one that has what the packages need, and not the packages.
 REAL_ENVIRONMENTS := $(foreach name,real-keras real-keras-bare real-tf_keras real-tf_keras-bare,.venvs/$(name)/.ready)
@@ -85,14 +85,14 @@ test-real: $(REAL_ENVIRONMENTS)  ## Models of published packages; writes docs/re
 	$(BIN)/python tests/real --environments .venvs
 
 test-torch: .venvs/torch/.ready  ## The zoo with Keras on torch
-	KERAS_BACKEND=torch .venvs/torch/bin/python -m pytest tests/test_zoo.py
+	KERAS_BACKEND=torch .venvs/torch/bin/python -m pytest tests/test_zoo.py tests/test_graph_backends.py
 
 test-backends: $(READY) .venvs/jax/.ready .venvs/torch/.ready  ## Logged on each backend, loaded on each other
 	MKS_TENSORFLOW=$(BIN)/python MKS_JAX=.venvs/jax/bin/python MKS_TORCH=.venvs/torch/bin/python \
 		$(BIN)/python -m pytest tests/cross
 
 test-tf-keras: .venvs/tf-keras/.ready  ## The zoo of Keras 2 subclasses, on tf_keras
-	TF_USE_LEGACY_KERAS=1 .venvs/tf-keras/bin/python -m pytest tests/test_zoo.py
+	TF_USE_LEGACY_KERAS=1 .venvs/tf-keras/bin/python -m pytest tests/test_zoo.py tests/test_graph_backends.py
 
 bench: bench-predict bench-start bench-serve bench-large  ## All benchmarks, ratios against MLflow's own flavors
 
@@ -116,6 +116,9 @@ test-random: $(READY)  ## Three hundred random subclassed models, other ones eac
 
 test-faults: $(READY)  ## Fail and kill at every single write of a save
 	MKS_FAULTS=all $(BIN)/python -m pytest tests/reliability/test_faults.py
+
+test-serving-environments: $(READY)  ## Serve and predict with uv and virtualenv, each installing anew (minutes, 10 GB)
+	$(BIN)/python -m pytest tests/environments
 
 test-mutants: $(READY)  ## Take each check out of trust.py: every time a test must break
 	$(BIN)/python tests/reliability/mutants.py

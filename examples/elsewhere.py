@@ -108,15 +108,18 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def background(
-    command: Sequence[str], *, ready: str, environment: Mapping[str, str], log: Path
+    command: Sequence[str], *, ready: str, environment: Mapping[str, str], log: Path, seconds: float = 180
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``command`` beside us from when the URL ``ready`` answers until the block ends, with all its children."""
+    """Run ``command`` with all its children beside us until the block ends; it starts when the URL ``ready`` answers.
+
+    An error if that takes more than ``seconds``.
+    """
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, cwd=log.parent, env=dict(environment), stdout=file, stderr=file, start_new_session=True
         )
         try:
-            if not _answers(ready, process):
+            if not _answers(ready, process, seconds):
                 output = log.read_text(encoding="utf-8", errors="replace")
                 raise RuntimeError(f"{' '.join(command)} does not answer:\n{output}")
             yield process
@@ -134,7 +137,7 @@ def sigterm_as_exit() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _answers(url: str, process: subprocess.Popen[bytes], seconds: float = 180) -> bool:
+def _answers(url: str, process: subprocess.Popen[bytes], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):

@@ -29,8 +29,9 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     model_dir        write(model, …) and rebuild(verified, …): the two flows, in order
     artifacts        one part each, none imports another: class_definition (the class by value, and its source),
                      config (constructor and compile arguments, specs), structure (layers, attributes), state
-                     (variables, vocabularies, optimizers), fingerprint (what it answered), provenance (git),
-                     signature, environment, loader (the copy that serves), report (the card), page (report.html)
+                     (variables, vocabularies, optimizers), fingerprint (what it answered), graph (served without the
+                     class), provenance (git), signature, environment, loader (the copy that serves), report (the
+                     card), page (report.html)
     diagram          call graphs and histograms as SVG
     call_graph       which layer calls which on whose output
     values           Python values as type-tagged JSON
@@ -46,6 +47,7 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     source_lines     where in the user's source an attribute is set
     pickles          what a pickle would import, without unpickling it
     serving_options  the keys of model_config
+    serving_metrics  counts for Prometheus
     serving_process  what a model does to the process that serves it
     patches          a patch without what must not be kept
     credentials      finds secrets in text
@@ -78,6 +80,7 @@ from mlflow_keras_subclass.errors import (
     DeviceError,
     Finding,
     FormatError,
+    GraphError,
     IntegrityError,
     KerasSubclassError,
     ModelFailure,
@@ -112,6 +115,7 @@ __all__ = [
     "DeviceError",
     "Finding",
     "FormatError",
+    "GraphError",
     "IntegrityError",
     "KerasSubclassError",
     "ModelCheckpoint",

@@ -18,6 +18,7 @@ __all__ = [
     "DeviceError",
     "Finding",
     "FormatError",
+    "GraphError",
     "IntegrityError",
     "KerasSubclassError",
     "ModelFailure",
@@ -82,6 +83,10 @@ class DeviceError(KerasSubclassError):
 
 class FormatError(KerasSubclassError):
     """A file of the artifact does not have the form that its format version promises."""
+
+
+class GraphError(KerasSubclassError):
+    """The model cannot be written as a graph, or has none to serve: leave ``export_graph`` out, or serve the class."""
 
 
 class IntegrityError(KerasSubclassError):

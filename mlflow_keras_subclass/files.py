@@ -94,6 +94,13 @@ class ArtifactWriter:
             yield hashing
         self._entries[path] = FileEntry(path=path, size_bytes=hashing.size_bytes, sha256=hashing.sha256)
 
+    def add_folder(self, name: str) -> None:
+        """Take in the files of a folder below ours that another library wrote there."""
+        for item in sorted((self._root / self._prefix / name).rglob("*")):
+            if item.is_file():
+                path = item.relative_to(self._root).as_posix()
+                self._entries[path] = FileEntry(path=path, size_bytes=item.stat().st_size, sha256=_sha256(item))
+
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write one binary file."""
         with self.open(name) as file:
@@ -106,6 +113,14 @@ class ArtifactWriter:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one JSON file for people and programs: indented, sorted keys, no NaN."""
         self.write_text(name, to_json(value))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def to_json(value: Mapping[str, Any]) -> str:

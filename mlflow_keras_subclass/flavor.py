@@ -116,6 +116,7 @@ def save_model(
     bundle: bool | None = None,
     include_optimizer: bool = True,
     max_shard_size: float | None = 5.0,
+    export_graph: bool = False,
     validate_serving_input: bool = True,
 ) -> None:
     """Save a subclassed Keras model as an MLflow model in a local directory.
@@ -135,7 +136,8 @@ def save_model(
         metadata: A dict for ``MLmodel``.
         extra_files: Files, as paths or URIs, to store under ``extra_files/``.
         model_config: Serving options, a dict or the path of a YAML file: ``allow_nan``, ``batch_size``, ``device``,
-            ``from_logits``, ``jit_compile``, ``output`` (``raw``, ``class`` or ``proba``), ``predict_fn``, ``threads``.
+            ``engine``, ``from_logits``, ``jit_compile``, ``output`` (``raw``, ``class`` or ``proba``), ``predict_fn``,
+            ``threads``.
         pyfunc_predict_fn: The method that ``predict`` calls in place of ``call``, with the same inputs.
         config: The constructor's arguments by name, for a model whose arguments are not known.
         provenance: ``full`` (commit and patch), ``commit`` (no patch) or ``off``.
@@ -150,11 +152,14 @@ def save_model(
             back as ``compile()`` makes them.
         max_shard_size: Gigabytes (10^9 bytes) above which the variables are stored in several files, for stores that
             limit the size of one; ``None`` always makes one file.
+        export_graph: Also store the model as a graph of its backend (a SavedModel; StableHLO on JAX) and compare its
+            answers with those of the class; ``model_config={"engine": "graph"}`` serves it without the class.
         validate_serving_input: Read by ``Model.log``; accepted here because it passes it on.
 
     Raises:
         CaptureError: Something of the model cannot be stored so that it would come back the same.
         ClassDefinitionError: The class definition cannot be shipped.
+        GraphError: The model has no graph, and ``export_graph`` asks for one.
         PredictError: The model does not take the input example.
         ProofError: What was written does not come back as ``model`` is.
     """
@@ -178,6 +183,7 @@ def save_model(
         bundle=bundle,
         include_optimizer=include_optimizer,
         max_shard_size=max_shard_size,
+        export_graph=export_graph,
     )
     if _is_later(prove):
         raise KerasSubclassError(
@@ -232,6 +238,7 @@ def log_model(
     bundle: bool | None = None,
     include_optimizer: bool = True,
     max_shard_size: float | None = 5.0,
+    export_graph: bool = False,
     log_run_artifacts: str | bool = False,
     **kwargs: Any,
 ) -> ModelInfo:
@@ -272,6 +279,7 @@ def log_model(
         bundle: See ``save_model``.
         include_optimizer: See ``save_model``.
         max_shard_size: See ``save_model``.
+        export_graph: See ``save_model``.
         log_run_artifacts: ``"summary"`` also puts what a person reads (model card, report, configuration, source) into
             the run's own artifacts, as ``<name>_summary``; weights are stored once in any case.
         **kwargs: What else ``mlflow.models.Model.log`` takes: ``resources``, ``auth_policy``, ``prompts``, ``run_id``,
@@ -280,6 +288,7 @@ def log_model(
     Raises:
         CaptureError: Something of the model cannot be stored so that it would come back the same.
         ClassDefinitionError: The class definition cannot be shipped.
+        GraphError: The model has no graph, and ``export_graph`` asks for one.
         PredictError: The model does not take the input example.
         ProofError: What was written does not come back as ``model`` is.
     """
@@ -306,6 +315,7 @@ def log_model(
         bundle=bundle,
         include_optimizer=include_optimizer,
         max_shard_size=max_shard_size,
+        export_graph=export_graph,
     )
     with scratch(None) as root, contextlib.ExitStack() as undo:
         staged = stage(request, root)

@@ -29,6 +29,8 @@ __all__ = [
     "FINGERPRINT_FILE",
     "FORMAT_VERSION",
     "GIT_FILE",
+    "GRAPH_DIR",
+    "GRAPH_FILE",
     "MANIFEST_FILE",
     "MAX_JSON_BYTES",
     "MLMODEL_FILE",
@@ -78,6 +80,8 @@ GIT_FILE = "git.json"
 PATCH_FILE = "uncommitted.diff.txt"
 FINGERPRINT_FILE = "fingerprint.json"
 FINGERPRINT_ARRAYS_FILE = "fingerprint.safetensors"
+GRAPH_FILE = "graph.json"
+GRAPH_DIR = "graph"
 PROOF_FILE = "proof.json"
 SUMMARY_FILE = "model_summary.txt"
 

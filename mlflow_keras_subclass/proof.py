@@ -24,13 +24,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow_keras_subclass import model_dir
+from mlflow_keras_subclass import model_dir, trust
 from mlflow_keras_subclass.errors import ProofError
 from mlflow_keras_subclass.files import link_or_copy
 from mlflow_keras_subclass.manifest import CODE_DIR, DATA_DIR, PROOF_FILE
 from mlflow_keras_subclass.model_dir import ModelFacts
 
-__all__ = ["Later", "ProofRecord", "prove"]
+__all__ = ["Later", "ProofRecord", "check_graph", "prove"]
 
 _SECONDS = 900.0
 _logger = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class ProofRecord:
         files_read: Files of the machine that were read to rebuild the model, of no package and no system.
         entry_points: For each entry point ``exact``, ``close`` (the live model was on another device), or why its
             answers could not be compared.
+        graph: What became of the graph's answers, in the same words; ``None`` if the model has none.
         routes: For each route by which the class can be brought back ``""`` if it brought back this model, else what
             speaks against it.
         device: The device of the other process.
@@ -61,6 +62,7 @@ class ProofRecord:
     not_stored: tuple[str, ...]
     files_read: tuple[str, ...]
     entry_points: Mapping[str, str]
+    graph: str | None
     routes: Mapping[str, str]
     device: str
     seconds: float
@@ -92,6 +94,18 @@ def prove(root: Path, facts: ModelFacts, *, forced: bool) -> ModelFacts:
             ", ".join(record.files_read),
         )
     return model_dir.add_json(root, facts, PROOF_FILE, asdict(record))
+
+
+def check_graph(root: Path, facts: ModelFacts) -> str:
+    """Ask the graph in ``root`` what the class was asked, in this process; the result in one word or a reason.
+
+    Raises:
+        ProofError: It answers differently, or not at all.
+    """
+    try:
+        return model_dir.verify_graph(trust.verify(root, trust.TrustPolicy()))
+    except Exception as error:
+        raise _other_graph(facts, f"{type(error).__name__}: {error}") from error
 
 
 class Later:
@@ -139,9 +153,27 @@ def _compare(root: Path, facts: ModelFacts, *, forced: bool) -> ProofRecord:
     reasons = {route: str(answer.get("error", "")) for route, answer in answers.items()}
     return ProofRecord(
         **answers[proven[0]]["compared"],
+        graph=_graph(root, facts) if facts.has_graph else None,
         routes={**facts.routes, **reasons} if chosen != "import" else reasons,
         device="cpu",
         seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _graph(root: Path, facts: ModelFacts) -> str:
+    """What ``check_graph`` finds where nothing of the user's can be imported."""
+    request = {"root": str(root), "graph": True, "blocked": facts.user_modules}
+    answer = _worker(facts.manifest.versions.backend).ask(request)
+    if "error" in answer:
+        raise _other_graph(facts, answer["error"])
+    return str(answer["compared"]["graph"])
+
+
+def _other_graph(facts: ModelFacts, why: str) -> ProofError:
+    return ProofError(
+        f"{facts.class_name}: the graph that was written does not answer as the class does, so it was not logged."
+        f"\n{why}\n"
+        "Its call depends on something outside of its tensors and variables. Mend that, or leave export_graph out."
     )
 
 

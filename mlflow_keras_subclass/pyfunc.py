@@ -33,10 +33,11 @@ from mlflow_keras_subclass.coercion import (
     refuse_non_finite,
     refuse_unequal_rows,
 )
-from mlflow_keras_subclass.errors import FormatError, ModelFailure, PredictError
+from mlflow_keras_subclass.errors import FormatError, GraphError, ModelFailure, PredictError
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import Manifest
 from mlflow_keras_subclass.outputs import flattened, in_form, json_safe
+from mlflow_keras_subclass.serving_metrics import Metrics, metrics_of_server
 from mlflow_keras_subclass.serving_options import ServingOptions
 from mlflow_keras_subclass.serving_process import freeze_garbage, is_serving, threads_of_a_worker
 from mlflow_keras_subclass.specs import ArraySpec, InputSpec
@@ -67,9 +68,18 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Se
         UntrustedCodeError: The environment forbids what loading needs.
         DeviceError: The device asked for is not present.
         RebuildError: What came back is not the model that was logged.
+        GraphError: The graph is to be served, and there is none or none for this entry point.
+        KerasSubclassError: The environment asks for metrics, which cannot be given here.
     """
     verified = open_verified(Path(path).parent, TrustPolicy.from_environment())
     options = ServingOptions.from_config(model_config)
+    served = _serve_graph(verified, options) if options.engine == "graph" else _serve_class(verified, options)
+    served.metrics = metrics_of_server()
+    freeze_garbage()
+    return served
+
+
+def _serve_class(verified: VerifiedModel, options: ServingOptions) -> ServedModel:
     prefer_backend(verified.manifest)
     api = keras_api.for_runtime(verified.manifest.versions.keras_distribution)
     api.enable_memory_growth()
@@ -81,7 +91,26 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Se
     served = serve(api, model, input_spec, options, device=device)
     with model_dir.unchanged(api, model):
         served.warm_up()
-    freeze_garbage()
+    return served
+
+
+def _serve_graph(verified: VerifiedModel, options: ServingOptions) -> ServedModel:
+    """The graph as it is served: no stored code is run and Keras is not imported, so any trust policy allows it."""
+    if options.predict_fn != "call":
+        raise GraphError(
+            f"model_config: expected predict_fn 'call' for engine 'graph', got {options.predict_fn!r}. There is "
+            "no graph of other methods: load it with engine 'class'."
+        )
+    graph = model_dir.load_graph(
+        verified,
+        device=options.chosen_device(),
+        threads=options.threads or threads_of_a_worker(),
+        jit_compile=options.jit_compile,
+    )
+    input_spec, _ = model_dir.read_specs(verified)
+    served = ServedModel(graph.raw, graph, input_spec, options)
+    with graph.unchanged():
+        served.warm_up()
     return served
 
 
@@ -106,6 +135,7 @@ class ServedModel:
         self._leaves = input_spec.leaves() if input_spec is not None else {}
         self._bare = input_spec is not None and list(self._leaves) == [None] and len(input_spec.args) == 1
         self._options = options
+        self.metrics: Metrics | None = None
         # Inputs that were seen with unequal rows may have them: a table that all rows are compared with.
         seen = [leaf.observed[:1] for leaf in self._leaves.values() if leaf.observed]
         self._aligned = len(seen) == len(self._leaves) > 1 and len({*seen}) == 1
@@ -125,7 +155,7 @@ class ServedModel:
             _logger.info("The model was not warmed up, because it does not take zeros: %s", error)
 
     def get_raw_model(self) -> Any:
-        """The model itself: an instance of the user's class, not compiled for training."""
+        """The model itself: an instance of the user's class, not compiled for training; or the backend's own graph."""
         return self._model
 
     unwrap = get_raw_model
@@ -148,6 +178,12 @@ class ServedModel:
         return predict
 
     def _predict(self, data: Any, params: Mapping[str, Any] | None) -> Any:
+        if self.metrics is None:
+            return self._predicted(data, params)
+        with self.metrics.observed():
+            return self._predicted(data, params)
+
+    def _predicted(self, data: Any, params: Mapping[str, Any] | None) -> Any:
         batch_size, output = self._options.of_call(params)
         if not is_serving():
             return _framed(self._answer(data, batch_size, output), data)
@@ -164,6 +200,8 @@ class ServedModel:
                 refuse_unequal_rows(arrays)
             if finite:
                 refuse_non_finite(arrays)
+            if self.metrics is not None:
+                self.metrics.count_rows(max((len(array) for array in arrays.values() if array.ndim), default=0))
             outputs = self._run(arrays, self._spec, batch_size)
         return outputs if output == "raw" else in_form(output, outputs, from_logits=self._options.from_logits)
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from mlflow_keras_subclass.errors import KerasSubclassError, PredictError
 
-__all__ = ["DEVICE_VARIABLE", "OUTPUT_FORMS", "PREDICT_PARAMS", "ServingOptions"]
+__all__ = ["DEVICE_VARIABLE", "ENGINES", "OUTPUT_FORMS", "PREDICT_PARAMS", "ServingOptions"]
 
 DEVICE_VARIABLE = "MLFLOW_KERAS_SUBCLASS_DEVICE"
+ENGINES = ("class", "graph")
 OUTPUT_FORMS = ("raw", "class", "proba")
 PREDICT_PARAMS = frozenset({"batch_size", "output"})
 
@@ -33,6 +34,7 @@ class ServingOptions:
         batch_size: Rows of one call of the model; larger inputs are cut. ``None`` never cuts.
         device: ``cpu``, ``gpu``, ``gpu:1``, or ``auto``, which leaves it to ``MLFLOW_KERAS_SUBCLASS_DEVICE`` and
             then to the backend.
+        engine: ``class``, the model rebuilt from its class; or ``graph``, the graph that ``export_graph`` stored.
         from_logits: Whether the model returns logits and not probabilities; ``None`` if that is not known, and then
             no output form needs it.
         jit_compile: Compile with XLA, which compiles again for every new batch size.
@@ -46,6 +48,7 @@ class ServingOptions:
     allow_nan: bool = False
     batch_size: int | None = 8192
     device: str = "auto"
+    engine: str = "class"
     from_logits: bool | None = None
     jit_compile: bool = False
     output: str = "raw"
@@ -59,6 +62,7 @@ class ServingOptions:
         for name in ("allow_nan", "jit_compile"):
             _check(isinstance(getattr(self, name), bool), name, "true or false", getattr(self, name))
         _check(self.from_logits in (True, False, None), "from_logits", "true, false or null", self.from_logits)
+        _check(self.engine in ENGINES, "engine", f"one of {', '.join(ENGINES)}", self.engine)
         _check(self.output in OUTPUT_FORMS, "output", f"one of {', '.join(OUTPUT_FORMS)}", self.output)
         for name in ("batch_size", "threads"):
             value = getattr(self, name)

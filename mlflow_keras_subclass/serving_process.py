@@ -9,7 +9,7 @@ import gc
 import os
 import sys
 
-__all__ = ["GC_VARIABLE", "freeze_garbage", "is_server", "is_serving", "threads_of_a_worker"]
+__all__ = ["GC_VARIABLE", "freeze_garbage", "is_server", "is_serving", "threads_of_a_worker", "worker_count"]
 
 GC_VARIABLE = "MLFLOW_KERAS_SUBCLASS_GC_FREEZE"
 
@@ -42,14 +42,15 @@ def freeze_garbage() -> None:
 
 def threads_of_a_worker() -> int | None:
     """The threads that each of a server's workers should compute with; ``None`` for a process that is alone."""
-    workers = _worker_count() if is_server() else 1
+    workers = worker_count() if is_server() else 1
     if workers < 2:
         return None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // workers)
 
 
-def _worker_count() -> int:
+def worker_count() -> int:
+    """How many processes the server of this process has, if it is one of a server's."""
     # uvicorn starts its workers by multiprocessing's spawn, which gives them the arguments of the first process.
     given = dict(zip(sys.argv, sys.argv[1:], strict=False)).get("--workers") or os.environ.get("WEB_CONCURRENCY") or "1"
     return int(given) if given.isdecimal() else 1

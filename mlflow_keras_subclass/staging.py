@@ -25,7 +25,7 @@ from mlflow_keras_subclass.artifacts import signature as signatures
 from mlflow_keras_subclass.artifacts.page import Heading
 from mlflow_keras_subclass.artifacts.report import Card, TensorRow
 from mlflow_keras_subclass.artifacts.signature import Example
-from mlflow_keras_subclass.errors import CaptureError, KerasSubclassError, ProofError
+from mlflow_keras_subclass.errors import CaptureError, GraphError, KerasSubclassError, ProofError
 from mlflow_keras_subclass.manifest import CODE_DIR, DATA_DIR, PAGE_FILE, REQUIREMENTS_FILE
 from mlflow_keras_subclass.model_dir import ModelFacts
 from mlflow_keras_subclass.outputs import named_specs
@@ -65,6 +65,7 @@ class Request:
     bundle: bool | None
     include_optimizer: bool
     max_shard_size: float | None
+    export_graph: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,11 +176,14 @@ def stage(request: Request, root: Path) -> Staged:
     Raises:
         CaptureError: Something of the model cannot be stored so that it would come back the same.
         ClassDefinitionError: The class definition cannot be shipped.
+        GraphError: The model has no graph, and one was asked for.
         PredictError: The model does not take the input example.
+        ProofError: What was written does not come back as the model is, or its graph answers otherwise.
     """
     options = _options(request)
     example = signatures.split_example(request.input_example)
     _check(request)
+    _check_engine(request, options)
     loader_module = loader.choose(request.bundle)
     code = _copy_code(request.code_paths, root)
     loader.write(root, loader_module)
@@ -193,6 +197,7 @@ def stage(request: Request, root: Path) -> Staged:
         serialization_format=request.serialization_format,
         include_optimizer=request.include_optimizer,
         shard_bytes=None if request.max_shard_size is None else int(request.max_shard_size * 10**9),
+        export_graph=request.export_graph,
     )
     options, served_spec = rehearse(request.model, facts, options, None if example is None else example.data)
     facts = _proven(request, root, facts)
@@ -214,6 +219,8 @@ def stage(request: Request, root: Path) -> Staged:
 def _proven(request: Request, root: Path, facts: ModelFacts) -> ModelFacts:
     """The facts with the proof, if one was asked for; arguments that were guessed are refused unless proven."""
     if request.prove is not True:
+        if facts.has_graph:
+            proof.check_graph(root, facts)
         if facts.inferred_arguments:
             raise CaptureError(config.unknown_arguments(type(request.model)))
         return facts
@@ -239,6 +246,16 @@ def _check(request: Request) -> None:
     elif signature is not None and signature is not False:
         raise KerasSubclassError(
             f"signature: expected a ModelSignature, None or False, got {type(signature).__name__}."
+        )
+
+
+def _check_engine(request: Request, options: ServingOptions) -> None:
+    if options.engine == "graph" and not request.export_graph:
+        raise GraphError("model_config: engine 'graph' needs the graph that export_graph=True stores with the model.")
+    if request.export_graph and options.predict_fn != "call":
+        raise GraphError(
+            f"export_graph: expected predict_fn 'call', of which the graph is made, got {options.predict_fn!r}. Leave "
+            "one of them out."
         )
 
 
@@ -348,7 +365,7 @@ def _write_environment(request: Request, staged: Staged) -> None:
     defaults = environment.requirements(
         backend=staged.facts.manifest.versions.backend,
         distribution=staged.facts.manifest.versions.keras_distribution,
-        imports=staged.facts.third_party,
+        imports=[*staged.facts.third_party, *staged.facts.graph_imports],
         bundled=loader.is_bundle(staged.loader_module),
     )
     if request.infer_requirements and request.conda_env is None and request.pip_requirements is None:

@@ -177,6 +177,22 @@ class VerifiedModel:
             file.seek(0)
             yield file, checked.entry.size_bytes
 
+    def copy(self, name: str, target: Path) -> None:
+        """Write the checked bytes of one file to ``target``, for a library that reads by path.
+
+        Raises:
+            IntegrityError: The file was changed in place since it was checked.
+        """
+        checked, digest = self._checked(name), hashlib.sha256()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self.open(name) as (source, _), target.open("xb") as copied:
+            while chunk := source.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                copied.write(chunk)
+        if digest.hexdigest() != checked.entry.sha256:
+            target.unlink()
+            raise IntegrityError(f"changed: {checked.entry.path}, while it was read. Download the model again.")
+
     def _checked(self, name: str) -> _CheckedFile:
         path = f"{DATA_DIR}/{name}"
         if path not in self._files:

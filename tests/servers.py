@@ -64,22 +64,32 @@ def python_without_package(folder: Path) -> Path:
     script = folder / "bin" / "uvicorn"
     script.write_text(f"#!{python}\nfrom uvicorn.main import main\nmain()\n", encoding="utf-8")
     script.chmod(0o755)
-    missing = subprocess.run([python, "-c", f"import {PACKAGE}"], cwd=folder, env=_environment(python), check=False)
+    missing = subprocess.run([python, "-c", f"import {PACKAGE}"], cwd=folder, env=environment_of(python), check=False)
     assert missing.returncode != 0, f"{PACKAGE} can be imported where it should not be"
     return python
 
 
 @contextlib.contextmanager
 def serving(
-    model: Path | str, folder: Path, *, python: Path, workers: int = 1, environment: Mapping[str, str] | None = None
+    model: Path | str,
+    folder: Path,
+    *,
+    python: Path,
+    workers: int = 1,
+    environment: Mapping[str, str] | None = None,
+    env_manager: str = "local",
 ) -> Iterator[Server]:
-    """Serve ``model``, a path or a URI, with ``python`` until the block ends; ``folder`` holds the log."""
+    """Serve ``model``, a path or a URI, with ``python`` until the block ends; ``folder`` holds the log.
+
+    Any ``env_manager`` but ``local`` installs the model's requirements first.
+    """
     port = free_port()
     url, log = f"http://127.0.0.1:{port}", folder / f"server-{port}.log"
     where = ["-m", str(model), "-h", "127.0.0.1", "-p", str(port), "--workers", str(workers)]
-    command = [str(python), "-m", "mlflow", "models", "serve", *where, "--env-manager", "local"]
-    variables = {**_environment(python), **(environment or {})}
-    with background(command, ready=f"{url}/ping", environment=variables, log=log) as process:
+    command = [str(python), "-m", "mlflow", "models", "serve", *where, "--env-manager", env_manager]
+    seconds = 180 if env_manager == "local" else 900
+    variables = {**environment_of(python), **(environment or {})}
+    with background(command, ready=f"{url}/ping", environment=variables, log=log, seconds=seconds) as process:
         yield Server(url=url, process=process, log=log)
 
 
@@ -92,11 +102,12 @@ def tracking(folder: Path) -> Iterator[str]:
     stores = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
     command = [sys.executable, "-m", "mlflow", "server", "--serve-artifacts", *stores, *where]
     # Eight more processes, for jobs that nobody asks for here.
-    variables = {**_environment(Path(sys.executable)), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    variables = {**environment_of(Path(sys.executable)), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with background(command, ready=f"{url}/health", environment=variables, log=folder / "server.log"):
         yield url
 
 
-def _environment(python: Path) -> dict[str, str]:
+def environment_of(python: Path) -> dict[str, str]:
+    """The variables of a process that is run by ``python``, without what the tests set for MLflow."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MLFLOW", "_MLFLOW"))}
     return {**kept, "PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", "")])}

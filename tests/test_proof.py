@@ -56,6 +56,13 @@ class Reads(Plain):
     def call(self, x):
         return self.dense(x) * self.scale
 
+class Names(Plain):
+    def __init__(self):
+        super().__init__()
+        self.names = keras.layers.StringLookup(vocabulary=["a", "é"], invert=True)
+    def call(self, x):
+        return self.names(keras.ops.cast(keras.ops.argmax(self.dense(x), axis=-1), "int64"))
+
 class Custom(keras.layers.Layer):
     def __init__(self, make):
         super().__init__()
@@ -115,6 +122,16 @@ def test_files_that_the_constructor_reads_are_told(net: Any, tmp_path: Path, cap
 
     assert f"Reads: its constructor reads {scale}, which must be" in caplog.text
     assert read(tmp_path / "m", PROOF_FILE)["files_read"] == [str(scale)]
+
+
+def test_a_model_that_returns_strings_is_proven_too(net: Any, tmp_path: Path) -> None:
+    """TensorFlow answers in bytes, which are stored as text."""
+    model = net.Names()
+    model(X)
+    mks.save_model(model, tmp_path / "m", export_graph=True)
+
+    proof = read(tmp_path / "m", PROOF_FILE)
+    assert (proof["entry_points"], proof["graph"]) == ({"call": "exact", "served": "exact"}, "exact")
 
 
 def test_the_route_that_brings_the_model_back_is_the_one_that_a_load_takes(net: Any, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from mlflow_keras_subclass.specs import ArraySpec, InputSpec
 from mlflow_keras_subclass.tensors import array_source, opened_tensors, write_tensors
 from mlflow_keras_subclass.trust import VerifiedModel
 
-__all__ = ["drawn", "verify", "write"]
+__all__ = ["drawn", "verify", "verify_graph", "write"]
 
 # Relative and absolute, for floats on another backend, processor or kind of device: float32 over many layers.
 _TOLERANCE = {"rtol": 1e-3, "atol": 1e-5}
@@ -96,10 +96,40 @@ def verify(
     return results
 
 
+def verify_graph(
+    verified: VerifiedModel,
+    api: KerasApi,
+    spec: InputSpec,
+    ask: Callable[[Arrays], list[Array]],
+    places: Sequence[int],
+) -> str:
+    """Ask a graph what the served class was asked: ``exact``, ``close``, or why the answers could not be compared.
+
+    Args:
+        verified: The artifact.
+        api: The seam to Keras.
+        spec: How the model is called.
+        ask: Calls the graph.
+        places: For each of its answers the place of the recorded one.
+
+    Raises:
+        RebuildError: An answer differs from the recorded one.
+    """
+    record = verified.read_json(FINGERPRINT_FILE)
+    stored = _reader(verified)
+    got = ask({name: stored(item) for name, item in zip(spec.leaves(), record["inputs"], strict=True)})
+    known = record["entry_points"]["served"]
+    if "omitted" in known:
+        return str(known["omitted"])
+    exact = all(record.get(key) == value for key, value in _place(api).items())
+    _compare("graph", [stored(known["outputs"][place]) for place in places], got, exact=exact)
+    return "exact" if exact else "close"
+
+
 def _entry_points(api: KerasApi, model: Any, spec: InputSpec) -> dict[str, Callable[[Arrays], list[Array]]]:
     def call(arrays: Arrays) -> list[Array]:
         args, kwargs = spec.bind({name: api.tensor(array) for name, array in arrays.items()})
-        return [api.value(item) for item in api.flat(model(*args, **kwargs))]
+        return [_text(api.value(item)) for item in api.flat(model(*args, **kwargs))]
 
     # Once: two functions traced under one global seed draw the same numbers, and a random answer would look fixed.
     compiled = functools.cache(lambda: api.compiled(model, spec, device=None, jit_compile=False))
@@ -108,6 +138,15 @@ def _entry_points(api: KerasApi, model: Any, spec: InputSpec) -> dict[str, Calla
         return [np.asarray(item) for item in api.flat(compiled()(*spec.bind(arrays)))]
 
     return {"call": call, "served": served}
+
+
+def _text(array: Array) -> Array:
+    """Strings as such, where TensorFlow has bytes."""
+    if array.dtype.kind != "O":
+        return array
+    items = [item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in array.ravel()]
+    found: Array = np.array(items, object).reshape(array.shape)
+    return found
 
 
 def _answers(

@@ -293,7 +293,10 @@ def _proof(path: Path) -> Iterator[str]:
         f"{proof['variables']} variables bit for bit, {proof['attributes']} attributes. {proof['seconds']:.1f} s."
     )
     yield Raw(f'<p class="good">{escape(text)}</p>')
-    yield table(("asked by", "its answers were"), list(proof["entry_points"].items()))
+    answers = dict(proof["entry_points"])
+    if proof.get("graph"):
+        answers["graph"] = proof["graph"]
+    yield table(("asked by", "its answers were"), list(answers.items()))
     routes = [(route, reason or "yes") for route, reason in proof["routes"].items()]
     yield table(("the class comes back by", ""), routes)
 

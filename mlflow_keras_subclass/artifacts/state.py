@@ -12,7 +12,7 @@ import functools
 import hashlib
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ __all__ = [
     "compare_values",
     "memory_orders",
     "parameter_counts",
+    "read_values",
     "read_variables",
     "restore_memory_orders",
     "restore_optimizers",
@@ -127,6 +128,15 @@ def _row(row: list[str]) -> VariableRecord:
     except ValueError:
         raise FormatError(f"{WEIGHTS_TABLE_FILE}: a row does not fit its columns: {row!r:.200}.") from None
     return VariableRecord(path=path, shape=sizes, dtype=dtype, trainable=trainable == "yes", kind=kind, sha256=sha256)
+
+
+def read_values(verified: VerifiedModel, paths: Sequence[str]) -> list[np.ndarray[Any, Any]]:
+    """The stored values of the variables with these paths, each checked against its own digest."""
+    digests = {item.path: item.sha256 for item in read_variables(verified)}
+    if missing := sorted(set(paths) - digests.keys()):
+        raise FormatError(f"{WEIGHTS_TABLE_FILE}: the variables {', '.join(missing[:8])} are not in it.")
+    with opened_tensors(verified, STATE_FILE) as tensors:
+        return [tensors.read(path, sha256=digests[path]) for path in paths]
 
 
 def parameter_counts(records: Iterable[VariableRecord]) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from mlflow_keras_subclass.specs import ArraySpec, InputSpec
 if TYPE_CHECKING:
     from mlflow_keras_subclass.keras_api.common import KerasApi
 
-__all__ = ["compiled"]
+__all__ = ["Call", "as_array", "compiled", "has_own_predict", "model_call", "stateless"]
 
 _logger = logging.getLogger(__name__)
 
@@ -39,19 +39,27 @@ def compiled(
     """See ``KerasApi.compiled``."""
     if method != "call":
         return _named(api, getattr(model, method), device)
-    base = api.keras.Model
-    if type(model).predict is not base.predict:
+    if has_own_predict(api, model):
         return _serialised(api, _quiet(api.keras.utils, model), device)
-    if type(model).predict_step is base.predict_step:
-        call = _plain(api, model)
-    else:
-        call = _stateless_step(model) if api.backend == "jax" and _takes_state(model) else _step(model)
+    call = model_call(api, model)
     if input_spec is not None and not getattr(model, "run_eagerly", False):
         if api.backend == "tensorflow":
             return _tensorflow(api, call, input_spec, device=device, jit_compile=jit_compile)
         if api.backend == "jax":
             return _jax(api, model, call, input_spec, device)
     return _eager(api, call, device)
+
+
+def has_own_predict(api: KerasApi, model: Any) -> bool:
+    """Whether the class overrides ``predict``, which is Python and no graph."""
+    return type(model).predict is not api.keras.Model.predict
+
+
+def model_call(api: KerasApi, model: Any) -> Call:
+    """What Keras' own ``predict`` does with one batch: a function of tensors that can be traced."""
+    if type(model).predict_step is api.keras.Model.predict_step:
+        return _plain(api, model)
+    return _stateless_step(model) if api.backend == "jax" and _takes_state(model) else _step(model)
 
 
 def _named(api: KerasApi, method: Any, device: str | None) -> Call:
@@ -134,7 +142,7 @@ def _tensorflow(api: KerasApi, call: Call, spec: InputSpec, *, device: str | Non
         with api.device(device):
             tensors = [tf.constant(value, dtype) for value, dtype in zip(values, dtypes, strict=True)]
             outputs = traced(*tensors)
-            return _array(api, outputs) if tf.is_tensor(outputs) else _to_numpy(api, outputs)
+            return as_array(outputs, api.value) if tf.is_tensor(outputs) else _to_numpy(api, outputs)
 
     return run
 
@@ -142,16 +150,8 @@ def _tensorflow(api: KerasApi, call: Call, spec: InputSpec, *, device: str | Non
 def _jax(api: KerasApi, model: Any, call: Call, spec: InputSpec, device: str | None) -> Call:
     jax = importlib.import_module("jax")
     variables = list(model.variables)
-
-    def stateless(values: Any, args: Any, kwargs: Any) -> Any:
-        scope = api.keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
-        with scope:
-            outputs = call(args, kwargs)
-        now = [scope.get_current_value(variable) for variable in variables]
-        changed = {n: new for n, (new, old) in enumerate(zip(now, values, strict=True)) if new is not old}
-        return outputs, changed
-
-    jitted = jax.jit(stateless)
+    function = stateless(api, call, variables)
+    jitted = jax.jit(function)
 
     def run(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         with api.device(device):
@@ -164,12 +164,26 @@ def _jax(api: KerasApi, model: Any, call: Call, spec: InputSpec, device: str | N
     try:
         args, kwargs = spec.map(_placeholder)
         with api.device(device):
-            jax.eval_shape(stateless, [variable.value for variable in variables], args, kwargs)
+            jax.eval_shape(function, [variable.value for variable in variables], args, kwargs)
     except Exception as error:
         # A call that needs Python values cannot be traced; run as its author ran it.
         _logger.warning("The call cannot be compiled and runs eagerly: %s", error)
         return _eager(api, call, device)
     return run
+
+
+def stateless(api: KerasApi, call: Call, variables: Sequence[Any]) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+    """``call`` as a function of the values of ``variables`` too, which also returns those that it changed, by place."""
+
+    def function(values: Any, args: Any, kwargs: Any) -> Any:
+        scope = api.keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
+        with scope:
+            outputs = call(args, kwargs)
+        now = [scope.get_current_value(variable) for variable in variables]
+        changed = {n: new for n, (new, old) in enumerate(zip(now, values, strict=True)) if new is not old}
+        return outputs, changed
+
+    return function
 
 
 def _placeholder(leaf: ArraySpec) -> np.ndarray[Any, Any]:
@@ -207,15 +221,16 @@ def _no_gradients(backend: str) -> Any:
 
 
 def _to_numpy(api: KerasApi, outputs: Any) -> Any:
-    return api.map_structure(lambda value: _array(api, value), outputs)
+    return api.map_structure(lambda value: as_array(value, api.value), outputs)
 
 
-def _array(api: KerasApi, value: Any) -> Any:
+def as_array(value: Any, to_numpy: Callable[[Any], Any]) -> Any:
+    """One output as what is served: rows of unequal length and text as objects, ``bfloat16`` as ``float32``."""
     if value is None or isinstance(value, str | bytes | bool | int | float):
         return value
     if hasattr(value, "to_list") and hasattr(value, "row_splits"):
         return np.array(value.to_list(), dtype=object)
-    array = np.asarray(value if isinstance(value, np.ndarray) else api.value(value))
+    array = np.asarray(value if isinstance(value, np.ndarray) else to_numpy(value))
     if array.dtype == object:
         decode = np.vectorize(lambda item: item.decode("utf-8") if isinstance(item, bytes) else item, otypes=[object])
         return decode(array) if array.size else array

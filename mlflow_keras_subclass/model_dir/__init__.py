@@ -4,7 +4,14 @@ Reads like the table of contents; each step is a part in ``artifacts``. Imports 
 exception only.
 """
 
-from mlflow_keras_subclass.model_dir.comparing import compare, read_specs, unchanged, verify_predictions
+from mlflow_keras_subclass.model_dir.comparing import (
+    compare,
+    load_graph,
+    read_specs,
+    unchanged,
+    verify_graph,
+    verify_predictions,
+)
 from mlflow_keras_subclass.model_dir.rebuilding import call_on_zeros, rebuild, restore_variables
 from mlflow_keras_subclass.model_dir.writing import ModelFacts, add_json, write
 
@@ -13,10 +20,12 @@ __all__ = [
     "add_json",
     "call_on_zeros",
     "compare",
+    "load_graph",
     "read_specs",
     "rebuild",
     "restore_variables",
     "unchanged",
+    "verify_graph",
     "verify_predictions",
     "write",
 ]

@@ -8,15 +8,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from mlflow_keras_subclass import keras_api
-from mlflow_keras_subclass.artifacts import config, fingerprint, state, structure
+from mlflow_keras_subclass.artifacts import config, fingerprint, graph, state, structure
 from mlflow_keras_subclass.artifacts.class_definition import is_user_defined
-from mlflow_keras_subclass.keras_api import KerasApi
+from mlflow_keras_subclass.errors import FormatError
+from mlflow_keras_subclass.keras_api import KerasApi, devices
+from mlflow_keras_subclass.keras_api.graphs import Graph
 from mlflow_keras_subclass.manifest import (
     ARRAYS_FILE,
     CONFIG_FILE,
@@ -28,7 +30,16 @@ from mlflow_keras_subclass.tensors import opened_tensors
 from mlflow_keras_subclass.trust import VerifiedModel
 from mlflow_keras_subclass.values import Encoder
 
-__all__ = ["compare", "read_specs", "stored_arrays", "unchanged", "verify_predictions", "with_digests"]
+__all__ = [
+    "compare",
+    "load_graph",
+    "read_specs",
+    "stored_arrays",
+    "unchanged",
+    "verify_graph",
+    "verify_predictions",
+    "with_digests",
+]
 
 
 @contextlib.contextmanager
@@ -93,6 +104,45 @@ def verify_predictions(verified: VerifiedModel, model: Any) -> dict[str, str]:
     api = keras_api.for_model(model)
     spec, _ = read_specs(verified)
     return fingerprint.verify(verified, api, model, spec, functools.partial(unchanged, api, model))
+
+
+def load_graph(
+    verified: VerifiedModel, *, device: str | None = None, threads: int | None = None, jit_compile: bool = False
+) -> Graph:
+    """The graph of the stored model; neither Keras nor any stored code is used.
+
+    Raises:
+        GraphError: There is none, or it cannot be used here.
+        DeviceError: ``device`` is not present.
+    """
+    backend = verified.manifest.versions.backend
+    record, (spec, _) = graph.read(verified), read_specs(verified)
+    if spec is None:
+        raise FormatError(f"{CONFIG_FILE}: expected the inputs of the model, which its graph needs.")
+    devices.enable_memory_growth(backend)
+    if threads is not None:
+        devices.set_threads(backend, threads)
+    placed = devices.check(backend, device)
+    values = functools.partial(state.read_values, verified)
+    return graph.load(verified, record, spec, values=values, device=placed, jit_compile=jit_compile)
+
+
+def verify_graph(verified: VerifiedModel) -> str:
+    """Ask the graph what the class was asked when it was logged: ``exact``, ``close``, or why it was not compared.
+
+    Raises:
+        GraphError: The graph cannot be loaded, or does not run on what the class ran on.
+        RebuildError: It answers differently.
+    """
+    found = load_graph(verified)
+    spec, _ = read_specs(verified)
+    assert spec is not None  # load_graph refuses that
+    api = keras_api.for_runtime(verified.manifest.versions.keras_distribution)
+
+    def ask(arrays: Mapping[str | None, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        return [np.asarray(item) for item in found.form.leaves(found(*spec.bind(arrays)))]
+
+    return fingerprint.verify_graph(verified, api, spec, ask, found.form.places)
 
 
 def read_specs(verified: VerifiedModel) -> tuple[InputSpec | None, Structure | None]:

@@ -22,6 +22,7 @@ import numpy as np
 
 from mlflow_keras_subclass import keras_api, recorder
 from mlflow_keras_subclass.artifacts import class_definition, config, fingerprint, provenance, state, structure
+from mlflow_keras_subclass.artifacts import graph as graphs
 from mlflow_keras_subclass.artifacts.class_definition import is_user_defined
 from mlflow_keras_subclass.artifacts.provenance import GitRecord
 from mlflow_keras_subclass.artifacts.state import VariableRecord
@@ -36,6 +37,7 @@ from mlflow_keras_subclass.manifest import (
     CONFIG_FILE,
     DATA_DIR,
     FORMAT_VERSION,
+    GRAPH_FILE,
     PROOF_FILE,
     STRUCTURE_FILE,
     SUMMARY_FILE,
@@ -79,7 +81,20 @@ class ModelFacts:
     @property
     def is_proven(self) -> bool:
         """Whether it was rebuilt elsewhere and compared."""
-        return any(entry.path == f"{DATA_DIR}/{PROOF_FILE}" for entry in self.manifest.files)
+        return self._has(PROOF_FILE)
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether the model is stored as a graph too."""
+        return self._has(GRAPH_FILE)
+
+    @property
+    def graph_imports(self) -> tuple[str, ...]:
+        """What the graph needs beside its backend: JAX reads it with a package that it does not bring in."""
+        return ("flatbuffers",) if self.has_graph and self.manifest.versions.backend == "jax" else ()
+
+    def _has(self, name: str) -> bool:
+        return any(entry.path == f"{DATA_DIR}/{name}" for entry in self.manifest.files)
 
 
 def write(
@@ -93,6 +108,7 @@ def write(
     serialization_format: str | None = None,
     include_optimizer: bool = True,
     shard_bytes: int | None = None,
+    export_graph: bool = False,
 ) -> ModelFacts:
     """Write ``root/keras_subclass`` for ``model``; ``root/code``, if there, is digested too.
 
@@ -107,16 +123,24 @@ def write(
             the pickle, or the source where the pickle cannot be used.
         include_optimizer: Whether to store the state of optimizers; without it, they come back fresh.
         shard_bytes: Size above which the variables go to several files; ``None`` never does that.
+        export_graph: Whether to store the model as a graph of its backend, too.
 
     Raises:
         CaptureError: Something of the model cannot be stored so that it would come back the same.
         ClassDefinitionError: The class definition cannot be shipped.
+        GraphError: The model has no graph.
         PredictError: The model does not take the example.
     """
     writing = _Write(
         model, root, dict(custom_objects or {}), include_optimizer=include_optimizer, shard_bytes=shard_bytes
     )
-    return writing.run(stated=config, example=example, detail=provenance, serialization_format=serialization_format)
+    return writing.run(
+        stated=config,
+        example=example,
+        detail=provenance,
+        serialization_format=serialization_format,
+        export_graph=export_graph,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +181,13 @@ class _Write:
         self._globals: dict[str, Any] = {}
 
     def run(
-        self, *, stated: Mapping[str, Any] | None, example: Any, detail: str, serialization_format: str | None
+        self,
+        *,
+        stated: Mapping[str, Any] | None,
+        example: Any,
+        detail: str,
+        serialization_format: str | None,
+        export_graph: bool,
     ) -> ModelFacts:
         set_globals(self._model, {})
         captured = self._capture(stated, serialization_format)
@@ -183,6 +213,9 @@ class _Write:
         self._write_arrays()
         guard = functools.partial(unchanged, self._api, self._model)
         fingerprint.write(self._writer, self._api, self._model, inputs, probe, guard)
+        if export_graph:
+            with guard():
+                graphs.write(self._writer, self._api, self._model, inputs, tree.variable_paths())
         git = provenance.write(self._writer, definitions.source_files, fallback=Path.cwd(), provenance=detail)
         with guard():  # Keras may call the layers for it, and a call may draw from a generator.
             summary = _summary(self._model)

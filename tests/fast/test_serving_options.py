@@ -35,7 +35,7 @@ def test_every_key_is_written() -> None:
     options = ServingOptions(threads=2, output="class", from_logits=True)
 
     assert ServingOptions.from_config(options.to_config()) == options
-    assert len(options.to_config()) == 8
+    assert len(options.to_config()) == 9
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,7 @@ def test_every_key_is_written() -> None:
         ({"jit_compile": "yes"}, "jit_compile must be true or false, got 'yes'"),
         ({"allow_nan": 1}, "allow_nan must be true or false, got 1"),
         ({"output": "label"}, "output must be one of raw, class, proba, got 'label'"),
+        ({"engine": "onnx"}, "engine must be one of class, graph, got 'onnx'"),
         ({"from_logits": "no"}, "from_logits must be true, false or null, got 'no'"),
         ({"predict_fn": None}, "predict_fn must be the name of a method, got None"),
     ],

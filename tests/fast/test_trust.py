@@ -141,6 +141,18 @@ def test_file_swapped_after_the_check_is_not_read(root):
         assert file.read() == b"content of state.safetensors"
 
 
+def test_copy_for_a_library_that_reads_by_path_has_the_checked_bytes(root, tmp_path_factory):
+    """Of a file that was changed in place in the meantime nothing is left."""
+    verified, folder = verify(root, TrustPolicy()), tmp_path_factory.mktemp("copies")
+    verified.copy("state.safetensors", folder / "below" / "whole")
+    assert (folder / "below" / "whole").read_bytes() == b"content of state.safetensors"
+    flip(root / "keras_subclass/state.safetensors")
+
+    with pytest.raises(IntegrityError, match=r"changed: keras_subclass/state\.safetensors, while it was read"):
+        verified.copy("state.safetensors", folder / "changed")
+    assert not (folder / "changed").exists()
+
+
 def test_expected_manifest_digest_is_the_anchor(root):
     """Whoever rewrites the files can rewrite the manifest too, but not the digest that the caller knows."""
     digest = hashlib.sha256((root / "keras_subclass/manifest.json").read_bytes()).hexdigest()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mlflow_keras_subclass.artifacts.class_definition import DefinitionRecord
+from mlflow_keras_subclass.artifacts.graph import GraphRecord
 from mlflow_keras_subclass.artifacts.provenance import GitRecord
 from mlflow_keras_subclass.errors import KerasSubclassError
 from mlflow_keras_subclass.files import ArtifactWriter
@@ -36,6 +37,14 @@ DEFINITION = {
     "main_lines": [[1, 2]],
     "third_party": ["numpy"],
     "notes": ["a note"],
+}
+GRAPH = {
+    "format": "stablehlo",
+    "outputs": "dict",
+    "names": ["a", "b"],
+    "places": [1, 0],
+    "variables": ["dense.kernel"],
+    "changed": [0],
 }
 
 
@@ -88,6 +97,7 @@ def _readers(root):
         ("tensors", (folder / "state.safetensors").read_bytes(), _tensors),
         ("git", (folder / "git.json").read_bytes(), lambda d: GitRecord.from_json(parse_json(d, "git.json"))),
         ("definition", json.dumps(DEFINITION).encode(), lambda d: DefinitionRecord.from_json(parse_json(d, "c"))),
+        ("graph", json.dumps(GRAPH).encode(), lambda d: GraphRecord.from_json(parse_json(d, "graph.json"))),
         ("spec", json.dumps(spec.to_json()).encode(), _spec),
         ("pickle", PICKLE, lambda d: scan(d, "class.cloudpickle")),
     ]
