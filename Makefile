@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-large bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-backends test-mutants test-random test-faults golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison clean
+.PHONY: bench bench-large bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-fuzz-server test-backends test-mutants test-random test-faults golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -110,6 +110,11 @@ bench-large: $(READY)  ## Load 1 GB of weights: time and memory
 
 test-fuzz: $(READY)  ## A hundred thousand mutations of every reader of the format
 	$(BIN)/python tests/reliability/fuzzing.py 100000
+
+# Three servers, one after the other, each asked so often.
+REQUESTS ?= 2000
+test-fuzz-server: $(READY)  ## Thousands of requests, right and wrong, to mlflow models serve
+	PYTHONPATH=tests:examples $(BIN)/python tests/reliability/request_fuzzing.py $(REQUESTS)
 
 test-random: $(READY)  ## Three hundred random subclassed models, other ones each time
 	MKS_EXAMPLES=300 $(BIN)/python -m pytest tests/test_random_models.py
