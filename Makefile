@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-large bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-fuzz-server test-backends test-mutants test-random test-faults golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison clean
+.PHONY: bench bench-large bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-fuzz-server test-backends test-mutants test-random test-faults golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison soak clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -115,6 +115,11 @@ test-fuzz: $(READY)  ## A hundred thousand mutations of every reader of the form
 REQUESTS ?= 2000
 test-fuzz-server: $(READY)  ## Thousands of requests, right and wrong, to mlflow models serve
 	PYTHONPATH=tests:examples $(BIN)/python tests/reliability/request_fuzzing.py $(REQUESTS)
+
+SOAK_SECONDS ?= 600
+CLIENTS ?= 32
+soak: $(READY)  ## Ten minutes of 32 clients, good and bad requests, to mlflow models serve
+	PYTHONPATH=tests:examples $(BIN)/python tests/reliability/soak.py $(SOAK_SECONDS) $(CLIENTS)
 
 test-random: $(READY)  ## Three hundred random subclassed models, other ones each time
 	MKS_EXAMPLES=300 $(BIN)/python -m pytest tests/test_random_models.py
