@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-large bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-fuzz-server test-backends test-mutants test-random test-faults golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison soak clean
+.PHONY: bench bench-large bench-predict bench-serve bench-spark bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-fuzz-server test-backends test-mutants test-random test-faults golden test-spark-cluster test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison soak clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -91,6 +91,15 @@ test-backends: $(READY) .venvs/jax/.ready .venvs/torch/.ready  ## Logged on each
 	MKS_TENSORFLOW=$(BIN)/python MKS_JAX=.venvs/jax/bin/python MKS_TORCH=.venvs/torch/bin/python \
 		$(BIN)/python -m pytest tests/cross
 
+# Executors have what this package requires, and not this package.
+.venvs/executor/.ready: $(READY)
+	$(PYTHON) -m venv .venvs/executor
+	$(BIN)/uv pip install --quiet --python .venvs/executor/bin/python -r pyproject.toml --extra tensorflow
+	touch $@
+
+test-spark-cluster: .venvs/executor/.ready  ## spark_udf on a standalone cluster of two workers (needs Java)
+	MKS_EXECUTOR=$(CURDIR)/.venvs/executor/bin/python $(BIN)/python -m pytest tests/cluster/test_spark.py
+
 test-tf-keras: .venvs/tf-keras/.ready  ## The zoo of Keras 2 subclasses, on tf_keras
 	TF_USE_LEGACY_KERAS=1 .venvs/tf-keras/bin/python -m pytest tests/test_zoo.py
 
@@ -104,6 +113,9 @@ bench-start: $(READY)  ## Log time, load time, first prediction
 
 bench-serve: $(READY)  ## mlflow models serve under load
 	PYTHONPATH=tests:examples $(BIN)/python benchmarks/serve.py
+
+bench-spark: .venvs/executor/.ready  ## spark_udf on a standalone cluster of two workers (needs Java)
+	MKS_EXECUTOR=$(CURDIR)/.venvs/executor/bin/python PYTHONPATH=tests:examples $(BIN)/python benchmarks/spark.py
 
 bench-large: $(READY)  ## Load 1 GB of weights: time and memory
 	$(BIN)/python benchmarks/load_large.py
