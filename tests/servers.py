@@ -87,7 +87,9 @@ def python_without_package(folder: Path) -> Path:
     python = folder / "bin" / "python"
     # MLflow starts the scoring server by this name.
     script = folder / "bin" / "uvicorn"
-    script.write_text(f"#!{python}\nfrom uvicorn.main import main\nmain()\n", encoding="utf-8")
+    # Several workers import the script that started them.
+    text = f"#!{python}\nfrom uvicorn.main import main\n\nif __name__ == '__main__':\n    main()\n"
+    script.write_text(text, encoding="utf-8")
     script.chmod(0o755)
     missing = subprocess.run([python, "-c", f"import {PACKAGE}"], cwd=folder, env=_environment(python), check=False)
     assert missing.returncode != 0, f"{PACKAGE} can be imported where it should not be"
