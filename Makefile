@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-large bench-predict bench-serve bench-spark bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-fuzz-server test-backends test-mutants test-random test-faults golden test-spark-cluster test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison soak clean
+.PHONY: bench bench-large bench-predict bench-serve bench-spark bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-fuzz-server test-backends test-mutants test-random test-faults golden test-ray test-spark-cluster test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison soak clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -99,6 +99,14 @@ test-backends: $(READY) .venvs/jax/.ready .venvs/torch/.ready  ## Logged on each
 
 test-spark-cluster: .venvs/executor/.ready  ## spark_udf on a standalone cluster of two workers (needs Java)
 	MKS_EXECUTOR=$(CURDIR)/.venvs/executor/bin/python $(BIN)/python -m pytest tests/cluster/test_spark.py
+
+.venvs/ray/.ready: $(READY)
+	$(PYTHON) -m venv .venvs/ray
+	$(BIN)/uv pip install --quiet --python .venvs/ray/bin/python -r pyproject.toml --extra tensorflow 'ray[data]'
+	touch $@
+
+test-ray: $(READY) .venvs/ray/.ready  ## The recipe for Ray Data
+	MKS_RAY=$(CURDIR)/.venvs/ray/bin/python $(BIN)/python -m pytest tests/cluster/test_ray.py
 
 test-tf-keras: .venvs/tf-keras/.ready  ## The zoo of Keras 2 subclasses, on tf_keras
 	TF_USE_LEGACY_KERAS=1 .venvs/tf-keras/bin/python -m pytest tests/test_zoo.py
