@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-large bench-predict bench-serve bench-spark bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-fuzz-server test-backends test-mutants test-random test-faults golden test-ray test-spark-cluster test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison soak clean
+.PHONY: bench bench-large bench-predict bench-serve bench-spark bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-fuzz-server test-backends test-mutants test-random test-faults golden test-distribute test-ray test-spark-cluster test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison soak clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -107,6 +107,9 @@ test-spark-cluster: .venvs/executor/.ready  ## spark_udf on a standalone cluster
 
 test-ray: $(READY) .venvs/ray/.ready  ## The recipe for Ray Data
 	MKS_RAY=$(CURDIR)/.venvs/ray/bin/python $(BIN)/python -m pytest tests/cluster/test_ray.py
+
+test-distribute: $(READY) .venvs/jax/.ready  ## Models trained under tf.distribute and keras.distribution
+	MKS_JAX=$(CURDIR)/.venvs/jax/bin/python $(BIN)/python -m pytest tests/cluster/test_distribute.py
 
 test-tf-keras: .venvs/tf-keras/.ready  ## The zoo of Keras 2 subclasses, on tf_keras
 	TF_USE_LEGACY_KERAS=1 .venvs/tf-keras/bin/python -m pytest tests/test_zoo.py
