@@ -65,6 +65,6 @@ def main(count: int, rounds: int) -> None:
 
 if __name__ == "__main__":
     main(
-        int(sys.argv[1]) if len(sys.argv) > 1 else 400_000,
-        int(sys.argv[2]) if len(sys.argv) > 2 else 3,
+        int(sys.argv[1]) if len(sys.argv) > 1 else 100_000,
+        int(sys.argv[2]) if len(sys.argv) > 2 else 2,
     )
