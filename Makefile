@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: bench bench-large bench-predict bench-serve bench-start help demo examples $(EXAMPLES) test test-fast test-fuzz test-backends test-mutants test-random test-faults test-serving-environments golden test-jax test-real test-torch test-tf-keras test-ui docs lint format comparison clean
+.PHONY: $(EXAMPLES) bench bench-large bench-predict bench-serve bench-spark bench-start clean comparison demo docs examples format golden help lint soak test test-backends test-distribute test-fast test-faults test-fuzz test-fuzz-server test-jax test-mutants test-random test-ray test-real test-serving-environments test-spark-cluster test-tf-keras test-torch test-ui
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -91,6 +91,26 @@ test-backends: $(READY) .venvs/jax/.ready .venvs/torch/.ready  ## Logged on each
 	MKS_TENSORFLOW=$(BIN)/python MKS_JAX=.venvs/jax/bin/python MKS_TORCH=.venvs/torch/bin/python \
 		$(BIN)/python -m pytest tests/cross
 
+# Executors have what this package requires, and not this package.
+.venvs/executor/.ready: $(READY)
+	$(PYTHON) -m venv .venvs/executor
+	$(BIN)/uv pip install --quiet --python .venvs/executor/bin/python -r pyproject.toml --extra tensorflow
+	touch $@
+
+test-spark-cluster: .venvs/executor/.ready  ## spark_udf on a standalone cluster of two workers (needs Java)
+	MKS_EXECUTOR=$(CURDIR)/.venvs/executor/bin/python $(BIN)/python -m pytest tests/cluster/test_spark.py
+
+.venvs/ray/.ready: $(READY)
+	$(PYTHON) -m venv .venvs/ray
+	$(BIN)/uv pip install --quiet --python .venvs/ray/bin/python -r pyproject.toml --extra tensorflow 'ray[data]'
+	touch $@
+
+test-ray: $(READY) .venvs/ray/.ready  ## The recipe for Ray Data
+	MKS_RAY=$(CURDIR)/.venvs/ray/bin/python $(BIN)/python -m pytest tests/cluster/test_ray.py
+
+test-distribute: $(READY) .venvs/jax/.ready  ## Models trained under tf.distribute and keras.distribution
+	MKS_JAX=$(CURDIR)/.venvs/jax/bin/python $(BIN)/python -m pytest tests/cluster/test_distribute.py
+
 test-tf-keras: .venvs/tf-keras/.ready  ## The zoo of Keras 2 subclasses, on tf_keras
 	TF_USE_LEGACY_KERAS=1 .venvs/tf-keras/bin/python -m pytest tests/test_zoo.py tests/test_graph_backends.py
 
@@ -105,11 +125,24 @@ bench-start: $(READY)  ## Log time, load time, first prediction
 bench-serve: $(READY)  ## mlflow models serve under load
 	PYTHONPATH=tests:examples $(BIN)/python benchmarks/serve.py
 
+bench-spark: .venvs/executor/.ready  ## spark_udf on a standalone cluster of two workers (needs Java)
+	MKS_EXECUTOR=$(CURDIR)/.venvs/executor/bin/python PYTHONPATH=tests:examples $(BIN)/python benchmarks/spark.py
+
 bench-large: $(READY)  ## Load 1 GB of weights: time and memory
 	$(BIN)/python benchmarks/load_large.py
 
 test-fuzz: $(READY)  ## A hundred thousand mutations of every reader of the format
 	$(BIN)/python tests/reliability/fuzzing.py 100000
+
+# Three servers, one after the other, each asked so often.
+REQUESTS ?= 2000
+test-fuzz-server: $(READY)  ## Thousands of requests, right and wrong, to mlflow models serve
+	PYTHONPATH=tests:examples $(BIN)/python tests/reliability/request_fuzzing.py $(REQUESTS)
+
+SOAK_SECONDS ?= 600
+CLIENTS ?= 32
+soak: $(READY)  ## Ten minutes of 32 clients, good and bad requests, to mlflow models serve
+	PYTHONPATH=tests:examples $(BIN)/python tests/reliability/soak.py $(SOAK_SECONDS) $(CLIENTS)
 
 test-random: $(READY)  ## Three hundred random subclassed models, other ones each time
 	MKS_EXAMPLES=300 $(BIN)/python -m pytest tests/test_random_models.py

@@ -12,8 +12,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import contextlib
 import http.client
+import importlib.util
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -102,7 +104,7 @@ def first_requests(servers: dict[str, Server], payload: Payload) -> list[list[ob
     lines = []
     for name, server in servers.items():
         times = []
-        for _ in range(201):
+        for _ in range(101):
             started = time.perf_counter()
             server.post(payload.body)
             times.append(time.perf_counter() - started)
@@ -122,44 +124,62 @@ def lines_of(found: dict[int, dict[str, Load]], base: str) -> list[list[object]]
     return lines
 
 
+HEADER = ["clients", "server", "requests/s", "p99", "rate in the base's", "p99 in the base's", "wrong answers"]
+
+
+def against_peer(folder: Path, stack: contextlib.ExitStack, rounds: int, seconds: float) -> None:
+    python = python_without_package(folder / "venv")
+    models = {flavor: save(flavor, "tiny", folder / flavor) for flavor in (OURS, TENSORFLOW)}
+    servers = {flavor: stack.enter_context(serving(path, folder, python=python)) for flavor, path in models.items()}
+    payload = Payload("tiny", 1)
+    table("First request", ["server", "first", "median", "first in median"], first_requests(servers, payload))
+    found = compared(servers, payload, (1, 8, 32), rounds, seconds)
+    table("Tiny, batch 1", HEADER, lines_of(found, TENSORFLOW))
+
+
+def large_bodies(folder: Path, stack: contextlib.ExitStack, rounds: int, seconds: float) -> None:
+    python = python_without_package(folder / "venv")
+    path = save(OURS, "cnn", folder / "cnn")
+    servers = {
+        label: stack.enter_context(serving(path, folder, python=python, environment={GC_VARIABLE: value}))
+        for label, value in ((OURS, "on"), (UNFROZEN, "off"))
+    }
+    payload = Payload("cnn", 16)
+    found = compared(servers, payload, (1, 8), rounds, seconds)
+    table(f"CNN, JSON bodies of {len(payload.body) / 2**20:.1f} MiB", HEADER, lines_of(found, UNFROZEN))
+
+
+def several_workers(folder: Path, stack: contextlib.ExitStack, rounds: int, seconds: float) -> None:
+    python = python_without_package(folder / "venv")
+    path = save(OURS, "tiny", folder / "tiny")
+    fast = {"PYTHONPATH": str(uvloop_in(folder / "fast"))}
+    servers = {
+        f"{count} workers{label}": stack.enter_context(
+            serving(path, folder, python=python, workers=count, environment=environment)
+        )
+        for label, environment in (("", {}), (", uvloop", fast))
+        for count in (1, 2)
+    }
+    found = compared(servers, Payload("tiny", 1), (1, 32), rounds, seconds)
+    table("Workers, tiny, batch 1", HEADER, lines_of(found, "1 workers"))
+
+
 def main(rounds: int, seconds: float) -> None:
-    header = ["clients", "server", "requests/s", "p99", "rate in the base's", "p99 in the base's", "wrong answers"]
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        python = python_without_package(folder / "venv")
-        models = {flavor: save(flavor, "tiny", folder / flavor) for flavor in (OURS, TENSORFLOW)}
-        servers = {flavor: stack.enter_context(serving(path, folder, python=python)) for flavor, path in models.items()}
-        payload = Payload("tiny", 1)
-        table("First request", ["server", "first", "median", "first in median"], first_requests(servers, payload))
-        found = compared(servers, payload, (1, 8, 32), rounds, seconds)
-        table("Tiny, batch 1", header, lines_of(found, TENSORFLOW))
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        python = python_without_package(folder / "venv")
-        path = save(OURS, "cnn", folder / "cnn")
-        servers = {
-            label: stack.enter_context(serving(path, folder, python=python, environment={GC_VARIABLE: value}))
-            for label, value in ((OURS, "on"), (UNFROZEN, "off"))
-        }
-        payload = Payload("cnn", 16)
-        found = compared(servers, payload, (1, 8), rounds, seconds)
-        table(f"CNN, JSON bodies of {len(payload.body) / 2**20:.1f} MiB", header, lines_of(found, UNFROZEN))
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        python = python_without_package(folder / "venv")
-        path = save(OURS, "tiny", folder / "tiny")
-        servers = {
-            f"{count} workers": stack.enter_context(serving(path, folder, python=python, workers=count))
-            for count in (1, 2)
-        }
-        found = compared(servers, Payload("tiny", 1), (1, 32), rounds, seconds)
-        loop = "with uvloop" if _has("uvloop") else "without uvloop"
-        table(f"Workers, tiny, batch 1, {loop}", header, lines_of(found, "1 workers"))
+    for part in (against_peer, large_bodies, several_workers):
+        with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+            part(Path(name), stack, rounds, seconds)
+
+
+def uvloop_in(folder: Path) -> Path:
+    """A folder with uvloop and httptools, which uvicorn takes where it can import them."""
+    if _has("uvloop"):
+        sys.exit("uvloop is installed here, so that there would be nothing to compare it with.")
+    command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--target", str(folder)]
+    subprocess.run([*command, "uvloop", "httptools"], check=True)
+    return folder
 
 
 def _has(module: str) -> bool:
-    import importlib.util
-
     return importlib.util.find_spec(module) is not None
 
 

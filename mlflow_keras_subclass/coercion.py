@@ -255,11 +255,21 @@ def _cast(name: str | None, array: Array, leaf: ArraySpec) -> Array:
 def _strings(name: str | None, array: Array) -> Array:
     if array.dtype.kind in "SU":
         return array.astype(object)
+    if any(isinstance(item, np.ndarray) for item in array.ravel()):
+        # MLflow's server makes an array without dimensions of each string of a named input under `instances`.
+        array = _unwrapped(array)
     for item in array.ravel() if array.dtype == object else [array.dtype.name]:
         if array.dtype != object or not isinstance(item, str | bytes):
             got = type(item).__name__ if array.dtype == object else array.dtype.name
             raise PredictError(f"{_what(name)}: expected strings, got {got}.")
     return array
+
+
+def _unwrapped(array: Array) -> Array:
+    found = np.empty(array.shape, object)
+    for place, item in np.ndenumerate(array):
+        found[place] = item.item() if isinstance(item, np.ndarray) and item.ndim == 0 else item
+    return found
 
 
 def _numbers(name: str | None, array: Array, leaf: ArraySpec) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import site
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from elsewhere import background, free_port
 
@@ -47,6 +49,29 @@ class Server:
         except urllib.error.HTTPError as error:
             return error.code, error.read()
 
+    def send(self, body: bytes, content_type: str | None) -> tuple[int, bytes]:
+        """The same for anything: urllib gives a body without a type one of its own, and refuses some types."""
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=120)
+        with contextlib.closing(connection):
+            connection.putrequest("POST", "/invocations")
+            connection.putheader("Content-Length", str(len(body)))
+            if content_type is not None:
+                connection.putheader("Content-Type", content_type.encode())
+            connection.endheaders(body)
+            response = connection.getresponse()
+            return response.status, response.read()
+
+    def resident_mib(self) -> float:
+        """Resident memory of all processes of the server."""
+        pages = 0
+        for folder in Path("/proc").glob("[0-9]*"):
+            # A process may end while it is looked at.
+            with contextlib.suppress(OSError):
+                # After the name in parentheses: state, parent, group.
+                if int((folder / "stat").read_text().rpartition(")")[2].split()[2]) == self.process.pid:
+                    pages += int((folder / "statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
     def ask(self, body: Any) -> tuple[int, Any]:
         """The same for a value, as JSON."""
         status, answer = self.post(json.dumps(body).encode())
@@ -62,7 +87,9 @@ def python_without_package(folder: Path) -> Path:
     python = folder / "bin" / "python"
     # MLflow starts the scoring server by this name.
     script = folder / "bin" / "uvicorn"
-    script.write_text(f"#!{python}\nfrom uvicorn.main import main\nmain()\n", encoding="utf-8")
+    # Several workers import the script that started them.
+    text = f"#!{python}\nfrom uvicorn.main import main\n\nif __name__ == '__main__':\n    main()\n"
+    script.write_text(text, encoding="utf-8")
     script.chmod(0o755)
     missing = subprocess.run([python, "-c", f"import {PACKAGE}"], cwd=folder, env=environment_of(python), check=False)
     assert missing.returncode != 0, f"{PACKAGE} can be imported where it should not be"

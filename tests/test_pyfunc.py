@@ -18,6 +18,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import request_fuzzing
 import tensorflow as tf
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -72,6 +73,17 @@ class Texts(keras.Model):
 
     def call(self, texts: Any) -> Any:
         return keras.ops.mean(self.embed(self.vectorize(texts)), axis=1)
+
+
+class Words(keras.Model):
+    """Named strings to their places in a vocabulary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = keras.layers.StringLookup(vocabulary=["good", "bad"])
+
+    def call(self, inputs: Any) -> Any:
+        return self.look(inputs["texts"])
 
 
 class House(keras.Model):
@@ -317,6 +329,18 @@ def test_server_takes_named_tensors(saved: Any) -> None:
 
     close(saved("house").serve({"inputs": columns}), saved("house").expected)
     close(saved("house").serve({"instances": rows}), saved("house").expected)
+
+
+def test_server_takes_named_strings_as_rows(tmp_path: Path) -> None:
+    """MLflow makes an array without dimensions of each string; found by ``make test-fuzz-server``."""
+    model = Words()
+    model({"texts": tf.constant(["good", "x"])})
+    mks.save_model(model, tmp_path / "m", prove=False)
+    served = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+    body = json.dumps({"instances": [{"texts": "bad"}, {"texts": "good"}]})
+    result = scoring_server.invocations(body, "application/json", served, served.metadata.get_input_schema())
+
+    assert json.loads(result.response)["predictions"] == [2, 1]
 
 
 def test_server_takes_frames(saved: Any) -> None:
@@ -792,8 +816,19 @@ def test_real_server_refuses_data_of_a_client_and_says_why(server: Server, body:
         (b'{"inputs": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 500),
         ({"inputs": {**GOOD, "rooms": [1.5]}}, 200),
         ({"inputs": {**GOOD, "unknown": [1]}}, 200),
+        ({"dataframe_split": {"columns": ["age", ["rooms"]], "data": [[1.0, 3]]}}, 500),
+        ({"instances": [{"age": [1.0]}, {"rooms": 3}]}, 200),
+        ({"dataframe_records": [{"age": 1.0, "rooms": 2**63}]}, 200),
     ],
-    ids=["long integer", "deep nesting", "part of a number", "unknown input"],
+    ids=[
+        "long integer",
+        "deep nesting",
+        "part of a number",
+        "unknown input",
+        "list as a name",
+        "halves of rows",
+        "2**63 in a table",
+    ],
 )
 def test_what_mlflow_decides_before_the_flavor_is_asked(server: Server, body: Any, status: int) -> None:
     """Not as it should be, and out of a flavor's reach (MLflow 3.17.2); docs/serving.md says so.
@@ -802,3 +837,18 @@ def test_what_mlflow_decides_before_the_flavor_is_asked(server: Server, body: An
     """
     assert server.post(body if isinstance(body, bytes) else json.dumps(body).encode())[0] == status
     assert server.ask({"inputs": GOOD})[0] == 200
+
+
+def test_a_body_without_a_type_fails_in_mlflow(server: Server) -> None:
+    """As the test above: if this fails, MLflow has mended it."""
+    assert server.send(json.dumps({"inputs": GOOD}).encode(), None)[0] == 500
+
+
+def test_fuzzing_slice_of_a_real_server(saved: Any, server: Server) -> None:
+    """200 seeded requests: the right answer or a 4xx; ``make test-fuzz-server`` makes thousands, to three models."""
+    target = request_fuzzing.house(*(np.asarray(item, np.float64) for item in saved("house").model.get_weights()))
+    before = server.resident_mib()
+    counts = request_fuzzing.fuzz(server, target, examples=200)
+
+    assert min(counts["right"], counts["refused"]) > 30
+    assert server.resident_mib() < before + 200

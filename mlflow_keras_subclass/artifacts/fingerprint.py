@@ -55,6 +55,8 @@ def write(
         unchanged: A context that puts the model's state back as it was.
     """
     record: dict[str, Any] = {**_place(api), "probe": "", "inputs": [], "entry_points": {}}
+    if api.is_partitioned():
+        record["device"] += ", partitioned"  # it comes back on one device
     arrays: dict[str, Array] = {}
     if spec is not None:
         probe = _small(dict(example) if example is not None else drawn(spec))

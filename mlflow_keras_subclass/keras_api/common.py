@@ -443,6 +443,12 @@ class KerasApi(abc.ABC):
     def device(self, name: str | None) -> contextlib.AbstractContextManager[Any]:
         """A scope that puts variables and computation on a device that ``check_device`` returned."""
 
+    def is_partitioned(self) -> bool:
+        """Whether single variables are split among devices, so that sums are taken in another order than on one."""
+        # Only Keras 3 has distributions of its own.
+        distribution = getattr(self.keras, "distribution", None)
+        return distribution is not None and isinstance(distribution.distribution(), distribution.ModelParallel)
+
     def enable_memory_growth(self) -> None:
         """Let the process take GPU memory as it needs it, so that several servers share one GPU."""
         devices.enable_memory_growth(self.backend)

@@ -103,7 +103,7 @@ def _readers(root):
     ]
 
 
-def _changed(data, chosen):
+def changed(data, chosen):
     """``data`` with one to three edits: bits, bytes, cuts, copies, and values that parsers trip over."""
     data = bytearray(data)
     for _ in range(chosen.choice((1, 1, 1, 2, 3))):
@@ -159,7 +159,7 @@ def mutated(whole, *, seed, rounds):
             counts[_whole_artifact(whole, chosen.choice(files), expected, chosen)] += 1
             continue
         _name, data, read = chosen.choice(readers)
-        other = _changed(data, chosen)
+        other = changed(data, chosen)
         if other == data:
             counts["unchanged"] += 1
             continue
@@ -175,7 +175,7 @@ def mutated(whole, *, seed, rounds):
 
 def _whole_artifact(whole, path, expected, chosen):
     before = path.read_bytes()
-    path.write_bytes(_changed(before, chosen))
+    path.write_bytes(changed(before, chosen))
     try:
         found = read_all(whole)
     except KerasSubclassError:
