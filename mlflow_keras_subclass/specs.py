@@ -145,11 +145,21 @@ class InputSpec:
         return found
 
     def generalized(self, other: InputSpec) -> InputSpec:
-        """This spec with every dimension open in which ``other`` differs; this one if the structures differ."""
+        """This spec with every dimension open in which ``other`` differs; this one if the structures differ.
+
+        Of two calls of which one has all arrays of the other and more, such as the labels of training, the one with
+        fewer is the spec: it is enough.
+        """
         mine, theirs = self.leaves(), other.leaves()
-        if mine.keys() != theirs.keys() or any(len(mine[k].shape) != len(theirs[k].shape) for k in mine):
+        if theirs.keys() < mine.keys():
+            return other._opened(mine)
+        return self._opened(theirs) if mine.keys() <= theirs.keys() else self
+
+    def _opened(self, seen: Mapping[str | None, ArraySpec]) -> InputSpec:
+        mine = self.leaves()
+        if any(len(spec.shape) != len(seen[name].shape) for name, spec in mine.items()):
             return self
-        leaves = iter([_generalize(spec, theirs[name]) for name, spec in mine.items()])
+        leaves = iter([_generalize(spec, seen[name]) for name, spec in mine.items()])
         args = tuple(_with_leaves(item, leaves) for item in self.args)
         kwargs = {key: _with_leaves(item, leaves) for key, item in self.kwargs.items()}
         return InputSpec(args=args, kwargs=kwargs, parameters=self.parameters)

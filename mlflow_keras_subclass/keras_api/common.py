@@ -126,6 +126,31 @@ class KerasApi(abc.ABC):
         kind = self.keras.Sequential if name == "Sequential" else getattr(self.keras.layers, name, None)
         return kind if isinstance(kind, type) and issubclass(kind, self.keras.layers.Layer) else None
 
+    def place_of_class(self, kind: type) -> str | None:
+        """Where Keras offers a class of its own that is no layer: ``optimizers.Adam``; ``None`` if nowhere."""
+        places = (f"{home}.{kind.__name__}" for home in self._homes())
+        # On torch an optimizer's class is the backend's own, below the one that is offered.
+        return next((place for place in places if issubclass(kind, self.class_at(place) or ())), None)
+
+    def class_at(self, place: str) -> Any:
+        """The inverse of ``place_of_class``; ``None`` for a name that it never gives."""
+        home, _, name = place.rpartition(".")
+        module, base = self._homes().get(home, (None, None))
+        kind = getattr(module, name, None)
+        return kind if isinstance(kind, type) and base is not None and issubclass(kind, base) else None
+
+    def _homes(self) -> dict[str, tuple[Any, type]]:
+        keras = self.keras
+        return {
+            "optimizers": (keras.optimizers, keras.optimizers.Optimizer),
+            "optimizers.schedules": (
+                keras.optimizers.schedules,
+                keras.optimizers.schedules.LearningRateSchedule,
+            ),
+            "losses": (keras.losses, keras.losses.Loss),
+            "metrics": (keras.metrics, keras.metrics.Metric),
+        }
+
     def sequential(self, inputs: Iterable[tuple[Sequence[int | None], str]], layers: Iterable[Any], name: str) -> Any:
         """A Sequential model of Keras' own class; ``inputs`` are shapes with batch and dtypes, none or one."""
         symbols = [self.keras.Input(batch_shape=shape, dtype=dtype) for shape, dtype in inputs]

@@ -150,11 +150,19 @@ class Decoder:
     def _class_of(self, spec: dict[str, Any]) -> Any:
         if "definition" in spec:
             return self.definition(spec["definition"])
+        if "keras_object" in spec:
+            return self._own_class(spec["keras_object"])
         if spec["keras_layer"] in FOREIGN_LAYERS:
             raise FormatError(f"config names the layer {spec['keras_layer']}, which runs what is not Keras; not read.")
         kind = self._api.layer_class(spec["keras_layer"])
         if kind is None:
             raise FormatError(f"config: keras.layers has no layer {spec['keras_layer']!r} (Keras {self._api.version}).")
+        return kind
+
+    def _own_class(self, place: str) -> Any:
+        kind = self._api.class_at(place)
+        if kind is None:
+            raise FormatError(f"config: Keras {self._api.version} has no {place!r} of the kinds that are constructed.")
         return kind
 
     def constructed(self, spec: dict[str, Any], layer_at: Callable[[str], Any]) -> Any:

@@ -305,10 +305,14 @@ class _Encoding:
             config = None
         if config is not None and self._api.is_purely_own(config):
             return {"$keras": config}
+        named = {"keras_layer": type(value).__name__}
         if not self._api.is_layer(value):
-            return None
-        arguments = self.arguments(value, where)
-        return {"$construct": {"keras_layer": type(value).__name__, **arguments}}
+            # One that holds something of the user's without a config, as an optimizer its schedule.
+            place = self._api.place_of_class(type(value))
+            if place is None or recorder.constructor_arguments(value) is None:
+                return None
+            named = {"keras_object": place}
+        return {"$construct": {**named, **self.arguments(value, where)}}
 
     def _user_keras_object(self, value: Any, where: str) -> Any:
         kind, arguments = type(value), recorder.constructor_arguments(value)

@@ -127,6 +127,18 @@ def test_dimensions_that_vary_become_open() -> None:
     assert short.generalized(CALLS["dict"][0]) == short
 
 
+def test_of_two_calls_with_a_dict_the_one_with_fewer_arrays_is_the_spec() -> None:
+    """Training hands the labels over with the features; a prediction does without."""
+    training = observe_call(({"x": np.zeros((4, 2)), "label": np.zeros(4)},), {}, ["inputs"], "float32")
+    prediction = observe_call(({"x": np.zeros((3, 2))},), {}, ["inputs"], "float32")
+    other_rank = observe_call(({"x": np.zeros(3)},), {}, ["inputs"], "float32")
+
+    for spec in (training.generalized(prediction), prediction.generalized(training)):
+        assert spec.args[0].keys() == {"x"}
+        assert spec.leaves()["x"].shape == (None, 2)
+    assert training.generalized(other_rank) == other_rank
+
+
 def test_structure_keys_keep_their_type() -> None:
     """A dict with whole numbers as keys is not turned into one with strings."""
     structure: Any = {0: FLOAT, "0": TEXT}

@@ -69,6 +69,11 @@ STOCKS = (
         only_installed={"transformers": "transformers"},
     ),
 )
+REFUSED = """
+`liquid_network` is refused because the package's own `CfC.from_config(layer.get_config())` makes a cell whose
+activation is a dict instead of the function, with Keras alone as well: a model constructed from it is not the one that
+was logged.
+"""
 _FACTS = """
 import importlib.metadata, json, sys, sysconfig
 names = json.loads(sys.argv[1])
@@ -173,7 +178,7 @@ def report(versions, rows):
         "| package | model | installed | shipped |",
         "|---|---|---|---|",
         *(f"| {package} | {name} | {cell(first)} | {cell(second)} |" for package, name, first, second in rows),
-        "",
+        REFUSED,
     ]
     return "\n".join(lines)
 

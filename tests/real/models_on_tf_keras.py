@@ -112,12 +112,14 @@ def bert_in_a_users_model():
 
 @real("spektral")
 def graph_convolution():
+    spektral = get("spektral.layers")
+
     class Net(tf.keras.Model):
         def __init__(self, channels, classes):
             super().__init__()
-            self.first = get("spektral.layers.GCNConv")(channels, activation="relu")
-            self.second = get("spektral.layers.GATConv")(channels, attn_heads=2)
-            self.pool = get("spektral.layers.GlobalAttentionPool")(channels)
+            self.first = spektral.GCNConv(channels, activation="relu")
+            self.second = spektral.GATConv(channels, attn_heads=2)
+            self.pool = spektral.GlobalAttentionPool(channels)
             self.out = tf.keras.layers.Dense(classes)
 
         def call(self, inputs):
@@ -145,15 +147,16 @@ def graph_convolution_of_the_package():
 
 @real("tensorflow_recommenders")
 def deep_cross():
+    cross = get("tensorflow_recommenders.layers.feature_interaction.Cross")
+    task = get("tensorflow_recommenders.tasks.Ranking")
+
     class Ranking(get("tensorflow_recommenders.Model")):
         def __init__(self, width):
             super().__init__()
             self.embeddings = {name: tf.keras.layers.Embedding(12, width) for name in ("user", "item")}
-            self.cross = get("tensorflow_recommenders.layers.feature_interaction.Cross")(projection_dim=2)
+            self.cross = cross(projection_dim=2)
             self.out = tf.keras.Sequential([tf.keras.layers.Dense(4, activation="relu"), tf.keras.layers.Dense(1)])
-            self.task = get("tensorflow_recommenders.tasks.Ranking")(
-                loss=tf.keras.losses.MeanSquaredError(), metrics=[tf.keras.metrics.RootMeanSquaredError()]
-            )
+            self.task = task(loss=tf.keras.losses.MeanSquaredError(), metrics=[tf.keras.metrics.RootMeanSquaredError()])
 
         def call(self, features):
             x = tf.concat([self.embeddings[name](features[name]) for name in self.embeddings], axis=1)
@@ -191,11 +194,13 @@ def two_towers_with_brute_force():
 
 @real("tensorflow_recommenders")
 def dot_interaction():
+    interaction = get("tensorflow_recommenders.layers.feature_interaction.DotInteraction")
+
     class Net(tf.keras.Model):
         def __init__(self):
             super().__init__()
             self.dense = [tf.keras.layers.Dense(3) for _ in range(2)]
-            self.interaction = get("tensorflow_recommenders.layers.feature_interaction.DotInteraction")()
+            self.interaction = interaction()
 
         def call(self, x):
             return self.interaction([layer(x) for layer in self.dense])

@@ -274,3 +274,23 @@ class PredictStep(keras.Model):
 @case()
 def predict_step_overridden():
     return called(PredictStep(), X)
+
+
+class Warming(keras.optimizers.schedules.LearningRateSchedule):
+    """Without a config, as schedules are written in tutorials; the optimizer that holds it is Keras' own."""
+
+    def __init__(self, width, steps=10):
+        super().__init__()
+        self.width = keras.ops.cast(width, "float32")
+        self.steps = steps
+
+    def __call__(self, step):
+        return keras.ops.rsqrt(self.width) * keras.ops.minimum(1.0, (keras.ops.cast(step, "float32") + 1) / self.steps)
+
+
+@case()
+def schedule_without_a_config_in_an_optimizer_of_keras():
+    model = Regularized(0.1)
+    model.compile(keras.optimizers.Adam(Warming(4, steps=5), beta_2=0.98), loss="mse")
+    model.fit(X, np.ones((len(X), 3)), epochs=2, verbose=0)
+    return called(model, X)
