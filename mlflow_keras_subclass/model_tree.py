@@ -85,6 +85,10 @@ class ModelTree:
         """The path of each layer by its identity."""
         return {id(layer): path for path, layer in self.layers.items()}
 
+    def has_place(self, path: str) -> bool:
+        """Whether there is a value with this path, or what would hold it."""
+        return path in self.attributes or self.place(path) is not None
+
     def place(self, path: str) -> Attribute | None:
         """Where a value with this path belongs, whether or not there is one; ``None`` if its owner is not there."""
         match = _LAST_STEP.fullmatch(path)

@@ -161,7 +161,7 @@ class _Rebuild:
             optimizers = self._structure["optimizers"]
             present = {path: item for path, item in optimizers.items() if compiled or path in tree.optimizers}
             state.restore_optimizers(api, verified, present, tree)
-            self._restore_attributes(tree, decoder)
+            self._restore_attributes(tree, decoder, compiled=compiled)
         return model
 
     def _construct(
@@ -280,11 +280,14 @@ class _Rebuild:
     def _walk(self, model: Any) -> ModelTree:
         return walk(self._api, model, is_user_defined)
 
-    def _restore_attributes(self, tree: ModelTree, decoder: Decoder) -> None:
+    def _restore_attributes(self, tree: ModelTree, decoder: Decoder, *, compiled: bool) -> None:
         encoder = Encoder(self._api, is_user_defined)
         stored = stored_arrays(self._verified)
+        attributes = self._structure["attributes"]
+        if not compiled:  # What is in a metric that compile makes is not there either.
+            attributes = {path: item for path, item in attributes.items() if tree.has_place(path)}
         structure.restore_attributes(
-            self._structure["attributes"],
+            attributes,
             tree,
             decoder,
             current=lambda path, value: with_digests(

@@ -7,10 +7,11 @@ import collections
 import dataclasses
 import enum
 import hashlib
+import itertools
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -210,9 +211,7 @@ class _Encoding:
         known = self._encoder._stored.get(content)
         if known in self._encoder.arrays:
             return known
-        name, number = where, 2
-        while name in self._encoder.arrays:
-            name, number = f"{where}#{number}", number + 1
+        name = _free_name(where, self._encoder.arrays)
         self._encoder.arrays[name] = value
         self._encoder._stored[content] = name
         return name
@@ -411,7 +410,7 @@ class _Encoding:
         for key, known in self._encoder.objects.items():
             if known is value:
                 return {"$object": key}
-        key = f"{len(self._encoder.objects)}"
+        key = _free_name(where, self._encoder.objects)
         self._encoder.objects[key] = value
         name = getattr(value, "__qualname__", "") if callable(value) else ""
         return {"$object": key, "repr": f"{type(value).__name__}: {name}".strip(": ")}
@@ -459,6 +458,12 @@ def _untracked_type(value: Any) -> type:
 
 def _ordered(value: Any, kind: type) -> list[Any]:
     return sorted(value, key=repr) if kind in (set, frozenset) else list(value)
+
+
+def _free_name(where: str, taken: Container[str]) -> str:
+    """``where``, or the first of ``where#2``, ``where#3``… that is not taken."""
+    numbered = (f"{where}#{number}" for number in itertools.count(2))
+    return where if where not in taken else next(name for name in numbered if name not in taken)
 
 
 def _has_plain_state(kind: type) -> bool:

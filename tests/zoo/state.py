@@ -294,3 +294,28 @@ def schedule_without_a_config_in_an_optimizer_of_keras():
     model.compile(keras.optimizers.Adam(Warming(4, steps=5), beta_2=0.98), loss="mse")
     model.fit(X, np.ones((len(X), 3)), epochs=2, verbose=0)
     return called(model, X)
+
+
+class Tracked(keras.Model):
+    """Makes its metric and another optimizer in ``compile``, and is served without either."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def compile(self, second, **options):
+        super().compile(**options)
+        self.second = second
+        self.tracker = keras.metrics.Mean(name="tracker")
+        self.temperature = 0.5
+
+    def call(self, x):
+        return self.dense(x) / getattr(self, "temperature", 1.0)
+
+
+@case()
+def metric_and_attribute_made_in_compile():
+    model = Tracked()
+    model.compile(keras.optimizers.SGD(0.1), optimizer="adam", loss="mse")
+    model.fit(X, np.ones((len(X), 2)), verbose=0)
+    return called(model, X)
