@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: $(EXAMPLES) bench bench-large bench-predict bench-serve bench-spark bench-start clean comparison demo docs examples format golden help lint soak test test-backends test-distribute test-fast test-faults test-fuzz test-fuzz-server test-jax test-mutants test-random test-ray test-real test-serving-environments test-spark-cluster test-tf-keras test-torch test-ui
+.PHONY: $(EXAMPLES) bench bench-large bench-predict bench-serve bench-spark bench-start clean comparison demo docs examples format golden help lint soak test test-backends test-distribute test-fast test-faults test-fuzz test-fuzz-server test-jax test-matrix test-mutants test-random test-ray test-real test-serving-environments test-spark-cluster test-tf-keras test-torch test-ui
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -83,6 +83,9 @@ $(REAL_ENVIRONMENTS): .venvs/%/.ready: $(READY)
 
 test-real: $(REAL_ENVIRONMENTS)  ## Models of published packages; writes docs/real_models.md (an hour)
 	$(BIN)/python tests/real --environments .venvs
+
+test-matrix: $(READY)  ## Each Python with the oldest and newest versions, each loading what each other logged
+	$(BIN)/python tests/matrix --environments .venvs --uv $(BIN)/uv
 
 test-torch: .venvs/torch/.ready  ## The zoo with Keras on torch
 	KERAS_BACKEND=torch .venvs/torch/bin/python -m pytest tests/test_zoo.py tests/test_graph_backends.py

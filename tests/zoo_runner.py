@@ -60,8 +60,15 @@ def differences(expected, got):
     if len(expected) != len(got):
         return f"{len(expected)} outputs became {len(got)}"
     pairs = enumerate(zip(expected, got, strict=True))
-    wrong = [str(n) for n, (a, b) in pairs if a.dtype != b.dtype or not np.array_equal(a, b)]
-    return f"outputs {', '.join(wrong)} differ" if wrong else ""
+    wrong = [(n, a, b) for n, (a, b) in pairs if a.dtype != b.dtype or not np.array_equal(a, b)]
+    if not wrong:
+        return ""
+    text = f"outputs {', '.join(str(n) for n, _, _ in wrong)} differ"
+    comparable = all(a.dtype == b.dtype and a.shape == b.shape and a.dtype.kind in "fV" for _, a, b in wrong)
+    if not comparable:
+        return text
+    most = max(float(np.max(np.abs(a.astype("float64") - b.astype("float64")))) for _, a, b in wrong)
+    return f"{text} by at most {most:.1e}"
 
 
 def log(folder, serialization_format, only):
