@@ -365,6 +365,7 @@ def load_model(
     device: str | None = None,
     trust_policy: TrustPolicy | None = None,
     verify: bool = False,
+    variables: str | Sequence[str] | None = None,
 ) -> Any:
     """Load a model back as what it was: an instance of its own class, with all of its state.
 
@@ -379,21 +380,30 @@ def load_model(
         trust_policy: What the model may do; the policy of the environment if ``None``.
         verify: Ask the model what it was asked when it was logged, and compare: bit for bit on the same backend,
             processor and kind of device, else floats within a relative 1e-3.
+        variables: For transfer learning: one or more shell patterns of attribute paths as in ``weights.csv``, such as
+            ``"encoder/*"``. Only these variables get their stored values; the others, and the optimizer, start as the
+            constructor makes them.
 
     Raises:
+        KerasSubclassError: A pattern names no variable, or ``verify`` is asked of a part.
         FormatError: There is no model of this flavor at the URI.
         IntegrityError: A file was changed since the model was logged.
         UntrustedCodeError: The policy or the environment forbids what loading needs.
         RebuildError: What came back is not the model that was logged.
         DeviceError: The device is not present.
     """
+    if verify and variables is not None:
+        raise KerasSubclassError("verify: a model of which only some variables are restored answers otherwise.")
+    patterns = [variables] if isinstance(variables, str) else variables
     target = None if dst_path is None else str(dst_path)
     root = Path(mlflow.artifacts.download_artifacts(artifact_uri=str(model_uri), dst_path=target)).absolute()
     verified = open_verified(root, trust_policy or TrustPolicy.from_environment())
     if verified.policy.level != "never":
         _import_from(root, flavor_configuration(root).get("code"))
     prefer_backend(verified.manifest)
-    model = model_dir.rebuild(verified, custom_objects=custom_objects, compile=compile, device=device)
+    model = model_dir.rebuild(
+        verified, custom_objects=custom_objects, compile=compile, device=device, variables=patterns
+    )
     if verify:
         model_dir.verify_predictions(verified, model)
     return model

@@ -11,6 +11,7 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+from forgery import edit_json, forged
 from mlflow.exceptions import MlflowException
 
 import mlflow_keras_subclass as mks
@@ -461,3 +462,46 @@ def test_placement_on_the_device_asked_for(saved, tmp_path):
     assert "'cpu:7' is not present" in found["cpu:7"]
     assert "expected 'auto', 'cpu', 'gpu' or a numbered one like 'gpu:1', got 'tpu'" in found["tpu"]
     np.testing.assert_allclose(np.array(found["predicted"], "float32"), saved[1], rtol=1e-6)
+
+
+def logged_with(saved, target, **versions):
+    """A copy of the model that says it was logged with other versions."""
+    return forged(saved[0], target, edit_json("manifest.json", lambda content: content["versions"].update(versions)))
+
+
+def test_another_major_keras_is_refused(saved, tmp_path):
+    copy = logged_with(saved, tmp_path / "copy", keras="2.15.0")
+
+    with pytest.raises(mks.RebuildError, match=r"logged with Keras 2\.15\.0, and this is Keras 3.*keras==2\.15\.0"):
+        mks.load_model(copy)
+
+
+def test_other_minor_versions_are_told(saved, tmp_path, caplog):
+    copy = logged_with(saved, tmp_path / "copy", keras="3.1.0", backend_version="2.1.0")
+
+    assert np.array_equal(mks.load_model(copy)(X), mks.load_model(saved[0])(X))
+    assert caplog.text.count("was logged with other versions") == 1
+    assert f"Keras 3.1.0, here {keras.__version__}; tensorflow 2.1.0, here" in caplog.text
+
+
+def test_some_of_the_variables_for_transfer_learning(saved):
+    model = mks.load_model(saved[0])
+    part = mks.load_model(saved[0], variables="hidden/*")
+
+    assert np.array_equal(part.hidden.kernel, model.hidden.kernel)
+    assert np.any(part.out.kernel != model.out.kernel)
+    assert np.any(part.out.kernel)
+    assert int(model.optimizer.iterations) > int(part.optimizer.iterations) == 0
+    part.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"variables": ["hidden/*", "heads.*"]}, r"got 'heads\.\*', which names none.*such as hidden\.kernel"),
+        ({"variables": "hidden/*", "verify": True}, "verify: a model of which only some"),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused(saved, options, text):
+    with pytest.raises(mks.KerasSubclassError, match=text):
+        mks.load_model(saved[0], **options)

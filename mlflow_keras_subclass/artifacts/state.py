@@ -8,6 +8,7 @@ files, manifest, model_tree, keras_api, tensors and trust.
 from __future__ import annotations
 
 import csv
+import fnmatch
 import functools
 import hashlib
 import io
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_keras_subclass.errors import CaptureError, FormatError, RebuildError
+from mlflow_keras_subclass.errors import CaptureError, FormatError, KerasSubclassError, RebuildError
 from mlflow_keras_subclass.files import ArtifactWriter
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import (
@@ -35,6 +36,7 @@ from mlflow_keras_subclass.trust import VerifiedModel
 __all__ = [
     "VariableRecord",
     "compare_values",
+    "matching_paths",
     "memory_orders",
     "parameter_counts",
     "read_values",
@@ -167,8 +169,38 @@ def restore_memory_orders(api: KerasApi, orders: Mapping[str, Iterable[int]], tr
         api.set_memory_order(variable, tuple(order))
 
 
+def matching_paths(records: Iterable[VariableRecord], patterns: Iterable[str]) -> frozenset[str]:
+    """The paths of the variables that one of the patterns names.
+
+    Args:
+        records: The rows of ``weights.csv``.
+        patterns: Shell patterns of attribute paths; ``/`` may stand for the dots: ``encoder/*``.
+
+    Raises:
+        KerasSubclassError: A pattern names no variable.
+    """
+    paths = [item.path for item in records]
+    found: set[str] = set()
+    for pattern in patterns:
+        # A bracket in a path is an index.
+        named = fnmatch.filter(paths, pattern.replace("/", ".").replace("[", "[[]"))
+        if not named:
+            raise KerasSubclassError(
+                f"variables: expected patterns of attribute paths, got {pattern!r}, which names none. The paths are in "
+                f"{WEIGHTS_TABLE_FILE}, such as {', '.join(paths[:5])}."
+            )
+        found.update(named)
+    return frozenset(found)
+
+
 def restore_variables(
-    api: KerasApi, verified: VerifiedModel, records: Iterable[VariableRecord], tree: ModelTree, *, compiled: bool
+    api: KerasApi,
+    verified: VerifiedModel,
+    records: Iterable[VariableRecord],
+    tree: ModelTree,
+    *,
+    compiled: bool,
+    only: frozenset[str] | None = None,
 ) -> None:
     """Set every variable of ``tree`` to its stored value.
 
@@ -178,6 +210,7 @@ def restore_variables(
         records: The rows of ``weights.csv``.
         tree: The rebuilt model's tree.
         compiled: Whether the model was compiled; else metrics that ``compile`` makes may be missing.
+        only: The paths of the variables to set; ``None`` for all.
 
     Raises:
         RebuildError: A variable is missing, left over, or of another shape or dtype.
@@ -189,6 +222,8 @@ def restore_variables(
     _compare_variables(api, expected, tree, stored_on)
     with opened_tensors(verified, STATE_FILE) as tensors:
         for path, item in expected.items():
+            if only is not None and path not in only:
+                continue
             # The same bytes under another dtype or shape are another value.
             shape, stored_as = tensors.arrays.get(path, (item.shape, item.dtype))
             if (shape, stored_as) != (item.shape, item.dtype):

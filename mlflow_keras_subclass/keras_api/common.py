@@ -348,19 +348,21 @@ class KerasApi(abc.ABC):
         """Give ``layer`` a recorded dtype policy."""
 
     @contextlib.contextmanager
-    def construction(self, *, dtype_policy: Any, floatx: str, custom_objects: Mapping[str, Any]) -> Iterator[None]:
+    def construction(
+        self, *, dtype_policy: Any, floatx: str, custom_objects: Mapping[str, Any], draws: bool = False
+    ) -> Iterator[None]:
         """Build as in the process that logged: its global dtype policy and floatx, and its registered names.
 
         The registered names are swapped into Keras' global registry, not a ``custom_object_scope``: Keras 3.0 to
         3.15.1 drops an outer scope after one level of nesting. The classes get their names there as well, for
         constructors that serialise a layer of theirs and have Keras make another from that. Random initial values are
         zeros, since they are overwritten: drawing them is three quarters of the time to rebuild a model of 1 GB; and
-        pretrained weights that a constructor fetches are not. Everything is restored on leaving; one thread
-        constructs at a time.
+        pretrained weights that a constructor fetches are not. With ``draws`` they are drawn, for a model that keeps
+        some of them. Everything is restored on leaving; one thread constructs at a time.
         """
         with (
             _CONSTRUCTION,
-            self._zero_initialization(),
+            contextlib.nullcontext() if draws else self._zero_initialization(),
             without_pretrained_weights(self.keras),
             self._globals(dtype_policy, floatx, custom_objects),
         ):

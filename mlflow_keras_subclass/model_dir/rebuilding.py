@@ -43,6 +43,7 @@ def rebuild(
     compile: bool = True,
     device: str | None = None,
     route: str | None = None,
+    variables: Sequence[str] | None = None,
 ) -> Any:
     """The model that was logged, rebuilt: an instance of its own class with all of its state.
 
@@ -54,18 +55,50 @@ def rebuild(
             layers in ``compile`` is compiled in any case.
         device: Where to put the variables (``cpu``, ``gpu:1``); ``None`` or ``auto`` leaves it to the backend.
         route: The route by which the class is brought back; ``None`` follows the record and the proof.
+        variables: Patterns of the variables that get their stored values; the others and the optimizers start as the
+            constructor makes them. ``None`` for all.
 
     Raises:
-        RebuildError: The model built is not the one that was logged.
+        RebuildError: The model built is not the one that was logged, or another major version of Keras is installed.
         ClassDefinitionError: The class cannot be brought back here.
         UntrustedCodeError: The stored class may not be loaded.
         DeviceError: ``device`` is not present.
     """
+    _compare_versions(verified)
     with _in_our_words(verified):
-        model = _Rebuild(verified, custom_objects or {}, route).run(compile=compile, device=device)
-    if keras_api.for_model(model).backend != verified.manifest.versions.backend:
+        model = _Rebuild(verified, custom_objects or {}, route, variables).run(compile=compile, device=device)
+    if variables is None and keras_api.for_model(model).backend != verified.manifest.versions.backend:
         _check_on_another_backend(verified, model)
     return model
+
+
+def _compare_versions(verified: VerifiedModel) -> None:
+    """Refuse another major version of Keras, and tell of another minor version of Keras or the backend."""
+    recorded = verified.manifest.versions
+    api = keras_api.for_runtime(recorded.keras_distribution)
+    if _major(api.version) != _major(recorded.keras):
+        raise RebuildError(
+            f"{verified.root}: {verified.manifest.model_class} was logged with Keras {recorded.keras}, and this is "
+            f"Keras {api.version}. Install keras=={recorded.keras}, or log the model again with this version."
+        )
+    pairs = [("Keras", recorded.keras, api.version)]
+    if api.backend == recorded.backend:
+        pairs.append((api.backend, recorded.backend_version, api.backend_version))
+    other = [f"{name} {was}, here {now}" for name, was, now in pairs if _minor(was) != _minor(now)]
+    if other:
+        _logger.warning(
+            "%s was logged with other versions: %s. load_model(verify=True) tells whether it answers alike.",
+            verified.manifest.model_class,
+            "; ".join(other),
+        )
+
+
+def _major(version: str) -> str:
+    return version.partition(".")[0]
+
+
+def _minor(version: str) -> list[str]:
+    return version.split(".")[:2]
 
 
 def _check_on_another_backend(verified: VerifiedModel, model: Any) -> None:
@@ -133,9 +166,16 @@ def _in_our_words(verified: VerifiedModel) -> Iterator[None]:
 
 
 class _Rebuild:
-    def __init__(self, verified: VerifiedModel, custom_objects: Mapping[str, Any], route: str | None) -> None:
+    def __init__(
+        self,
+        verified: VerifiedModel,
+        custom_objects: Mapping[str, Any],
+        route: str | None,
+        patterns: Sequence[str] | None,
+    ) -> None:
         self._verified = verified
         self._route = route
+        self._patterns = patterns
         self._custom_objects = dict(custom_objects)
         self._config = verified.read_json(CONFIG_FILE)
         self._structure = verified.read_json(STRUCTURE_FILE)
@@ -157,10 +197,12 @@ class _Rebuild:
             structure.compare_layers(self._structure["layers"], tree)
             # What was logged by earlier releases does not say.
             state.restore_memory_orders(api, self._structure.get("memory_orders", {}), tree)
-            state.restore_variables(api, verified, variables, tree, compiled=compiled)
+            only = None if self._patterns is None else state.matching_paths(variables, self._patterns)
+            state.restore_variables(api, verified, variables, tree, compiled=compiled, only=only)
             optimizers = self._structure["optimizers"]
             present = {path: item for path, item in optimizers.items() if compiled or path in tree.optimizers}
-            state.restore_optimizers(api, verified, present, tree)
+            if only is None:
+                state.restore_optimizers(api, verified, present, tree)
             self._restore_attributes(tree, decoder, compiled=compiled)
         return model
 
@@ -274,7 +316,10 @@ class _Rebuild:
 
     def _construction(self, registered: Mapping[str, Any]) -> Any:
         return self._api.construction(
-            dtype_policy=self._config["dtype_policy"], floatx=self._config["floatx"], custom_objects=registered
+            dtype_policy=self._config["dtype_policy"],
+            floatx=self._config["floatx"],
+            custom_objects=registered,
+            draws=self._patterns is not None,
         )
 
     def _walk(self, model: Any) -> ModelTree:
