@@ -57,7 +57,7 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     specs            nested structures of shape and dtype
     weak_notes       notes about objects, by identity, as long as they live
     files            writing with digests
-    lookup           whether an object has an attribute, without running its class
+    lookup           what an object holds and is called, without running its class
     errors           every error raised on purpose
     version          the version
 

@@ -22,6 +22,7 @@ from mlflow_keras_subclass.manifest import DATA_DIR, FINGERPRINT_FILE, PROOF_FIL
 X = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
 
 NET = """
+import dataclasses
 import keras
 
 class Forgetful:
@@ -47,6 +48,17 @@ class Open(Plain):
     head = None
     def call(self, x):
         return self.dense(x) if self.head is None else self.head(self.dense(x))
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    factor: float
+
+class Described(Plain):
+    def __init__(self, settings):
+        super().__init__()
+        self.settings = settings
+    def call(self, x):
+        return self.dense(x) * self.settings.factor
 
 class Reads(Plain):
     def __init__(self, path):
@@ -113,6 +125,13 @@ def test_both_routes_are_proven_and_both_entry_points_compared(net: Any, tmp_pat
     assert (proof["layers"], proof["variables"]) == (2, 2)
     assert proof["files_read"] == []
     assert read(tmp_path / "m", FINGERPRINT_FILE)["probe"] == "input_example"
+
+
+def test_attributes_of_the_users_own_classes_are_proven_by_both_routes(net: Any, tmp_path: Path) -> None:
+    mks.save_model(called(net.Described(net.Settings(3.0))), tmp_path / "m")
+
+    routes = read(tmp_path / "m", PROOF_FILE)["routes"]
+    assert routes["cloudpickle"] == routes["source"] == ""
 
 
 def test_files_that_the_constructor_reads_are_told(net: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

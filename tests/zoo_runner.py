@@ -18,6 +18,13 @@ from typing import Any
 
 warnings.simplefilter("ignore")
 
+import numpy as np  # noqa: E402
+
+# The references of this test are pickles; numpy renamed a module between its major versions.
+if "numpy._core" not in sys.modules:
+    sys.modules |= {"numpy._core": np.core, "numpy._core.multiarray": np.core.multiarray}
+    sys.modules["numpy._core.numeric"] = np.core.numeric
+
 import mlflow_keras_subclass as mks  # noqa: E402 - warnings are off first
 from mlflow_keras_subclass import keras_api, recorder  # noqa: E402
 from mlflow_keras_subclass.outputs import flattened  # noqa: E402

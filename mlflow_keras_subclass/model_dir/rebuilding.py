@@ -81,16 +81,22 @@ def _compare_versions(verified: VerifiedModel) -> None:
             f"{verified.root}: {verified.manifest.model_class} was logged with Keras {recorded.keras}, and this is "
             f"Keras {api.version}. Install keras=={recorded.keras}, or log the model again with this version."
         )
-    pairs = [("Keras", recorded.keras, api.version)]
-    if api.backend == recorded.backend:
-        pairs.append((api.backend, recorded.backend_version, api.backend_version))
-    other = [f"{name} {was}, here {now}" for name, was, now in pairs if _minor(was) != _minor(now)]
-    if other:
+    if other := _other_versions(verified):
         _logger.warning(
             "%s was logged with other versions: %s. load_model(verify=True) tells whether it answers alike.",
             verified.manifest.model_class,
             "; ".join(other),
         )
+
+
+def _other_versions(verified: VerifiedModel) -> list[str]:
+    """Keras and the backend, each if its minor version is another one than the model was logged with."""
+    recorded = verified.manifest.versions
+    api = keras_api.for_runtime(recorded.keras_distribution)
+    pairs = [("Keras", recorded.keras, api.version)]
+    if api.backend == recorded.backend:
+        pairs.append((api.backend, recorded.backend_version, api.backend_version))
+    return [f"{name} {was}, here {now}" for name, was, now in pairs if _minor(was) != _minor(now)]
 
 
 def _major(version: str) -> str:
@@ -159,9 +165,15 @@ def _in_our_words(verified: VerifiedModel) -> Iterator[None]:
     except (MlflowException, MemoryError):
         raise
     except Exception as error:
+        other = _other_versions(verified)
+        advice = (
+            f"It was logged with {'; '.join(other)}: install what it was logged with, or log it again with this."
+            if other
+            else "Log the model again if it was edited."
+        )
         raise RebuildError(
             f"{verified.root}: {verified.manifest.model_class} could not be rebuilt: {type(error).__name__}: {error}. "
-            "Compare the versions in manifest.json with those installed here, and log the model again if it was edited."
+            f"{advice}"
         ) from error
 
 

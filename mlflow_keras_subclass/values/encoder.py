@@ -20,6 +20,7 @@ import numpy as np
 from mlflow_keras_subclass import recorder
 from mlflow_keras_subclass.errors import CaptureError, Finding
 from mlflow_keras_subclass.keras_api import KerasApi
+from mlflow_keras_subclass.lookup import original_name
 from mlflow_keras_subclass.values.own_config import own_config
 
 __all__ = ["Encoder", "EncodingError"]
@@ -110,10 +111,7 @@ class Encoder:
     def definition(self, value: Any) -> str:
         """The key under which the user's class or function ``value`` is shipped."""
         if id(value) not in self._keys:
-            key = name = f"{value.__module__}:{value.__qualname__}"
-            number = 2
-            while key in self.definitions:
-                key, number = f"{name}#{number}", number + 1
+            key = _free_name(f"{original_name(value.__module__)}:{value.__qualname__}", self.definitions)
             self._keys[id(value)] = key
             self.definitions[key] = value
         return self._keys[id(value)]

@@ -78,7 +78,7 @@ def _held(value: Any) -> Collection[Any]:
 
 def keras_kind(value: Any) -> str | None:
     """``model``, ``layer``, ``optimizer`` or ``metric`` for instances of these classes of Keras."""
-    names = {base.__name__ for base in type(value).__mro__ if base.__module__.partition(".")[0] in _KERAS}
+    names = {base.__name__ for base in type(value).__mro__ if _package(base) in _KERAS}
     return next((kind.lower() for kind in ("Model", "Layer", "Optimizer", "Metric") if kind in names), None)
 
 
@@ -102,7 +102,12 @@ def size_bytes(value: Any) -> int:
     return count
 
 
+def _package(kind: type) -> str:
+    # Cython's own types have a descriptor there.
+    return kind.__module__.partition(".")[0] if isinstance(kind.__module__, str) else ""
+
+
 def _has_data_form(value: Any) -> bool:
     """Whether it is an array or a constant tensor; a variable of the backend is neither."""
     kind = type(value)
-    return kind.__module__.partition(".")[0] in ("numpy", "jaxlib", "jax") or kind.__name__ in ("EagerTensor", "Tensor")
+    return _package(kind) in ("numpy", "jaxlib", "jax") or kind.__name__ in ("EagerTensor", "Tensor")

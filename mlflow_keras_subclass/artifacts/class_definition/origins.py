@@ -8,14 +8,13 @@ from __future__ import annotations
 import functools
 import importlib.machinery
 import importlib.util
-import re
 import sys
 import sysconfig
 import types
 from pathlib import PurePath
 from typing import Any
 
-from mlflow_keras_subclass.lookup import has_attribute
+from mlflow_keras_subclass.lookup import has_attribute, original_name, private_prefix
 
 __all__ = [
     "INSTALLED",
@@ -36,7 +35,6 @@ __all__ = [
 USER, INSTALLED, STDLIB, NATIVE = "user", "installed", "stdlib", "native"
 
 PRIVATE_DIR = "/_mks/"
-_PRIVATE_NAME = re.compile(r"(_mks_[0-9a-f]{12})\.(?=.)")
 _OWN = __name__.partition(".")[0]
 _PACKAGE_DIRS = ("site-packages", "dist-packages")
 
@@ -69,17 +67,6 @@ def module_name(obj: Any) -> str | None:
     if name is None and isinstance(obj, types.FunctionType):
         name = obj.__globals__.get("__name__")
     return name if isinstance(name, str) else None
-
-
-def original_name(name: str) -> str:
-    """``name`` without the private prefix that the source route gives to modules."""
-    return _PRIVATE_NAME.sub("", name, count=1) if name.startswith("_mks_") else name
-
-
-def private_prefix(name: str) -> str:
-    """The private prefix of ``name`` with its dot, or ``""``."""
-    match = _PRIVATE_NAME.match(name)
-    return match.group(0) if match else ""
 
 
 def parents(name: str) -> list[str]:
