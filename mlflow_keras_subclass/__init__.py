@@ -55,6 +55,7 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     progress         a bar for long writes
     manifest         the format: file names, versions, strict JSON
     specs            nested structures of shape and dtype
+    registry_lock    one thread at a time changes what Keras and Python know by name
     weak_notes       notes about objects, by identity, as long as they live
     files            writing with digests
     lookup           what an object holds and is called, without running its class

@@ -321,17 +321,23 @@ def _open_regular(root: Path, path: str) -> _Descriptor:
     for part in path.split("/"):
         target = target / part
         try:
-            mode = target.lstat().st_mode
+            seen = target.lstat()
         except OSError:
             raise IntegrityError(f"{path} is missing. Log or download the model again.") from None
-        if stat.S_ISLNK(mode):
+        if stat.S_ISLNK(seen.st_mode):
             raise IntegrityError(f"{path}: {target.relative_to(root)} is a symbolic link; expected a regular file.")
-    if not stat.S_ISREG(mode):
+    # Before it is opened, since to open a device can do something.
+    if not stat.S_ISREG(seen.st_mode):
         raise IntegrityError(f"{path} is no regular file.")
     # O_NONBLOCK: a FIFO put there in the meantime must not block.
-    descriptor = _Descriptor(os.open(target, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)))
-    if not stat.S_ISREG(os.fstat(descriptor.number).st_mode):
-        raise IntegrityError(f"{path} is no regular file.")
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = _Descriptor(os.open(target, flags))
+    except OSError as error:
+        raise IntegrityError(f"{path} cannot be opened: {error.strerror}.") from error
+    # The checks above were of a name: it or a folder above it may have become a link to something else since.
+    if not os.path.samestat(seen, os.fstat(descriptor.number)):
+        raise IntegrityError(f"{path} was replaced while it was opened. Download the model again.")
     return descriptor
 
 
@@ -340,17 +346,21 @@ def _check_file(root: Path, entry: FileEntry) -> _CheckedFile:
     size = os.fstat(descriptor.number).st_size
     if size != entry.size_bytes:
         raise IntegrityError(f"changed: {entry.path} has {size} bytes; expected {entry.size_bytes}.")
-    keep = entry.size_bytes <= _KEPT_BYTES and not entry.path.endswith(".safetensors")
-    keep = keep and not entry.path.startswith(f"{CODE_DIR}/")
-    digest, kept = hashlib.sha256(), bytearray()
+    digest, kept = hashlib.sha256(), bytearray() if _is_kept(entry) else None
     with os.fdopen(os.dup(descriptor.number), "rb", buffering=0) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
-            if keep:
+            if kept is not None:
                 kept += chunk
     if digest.hexdigest() != entry.sha256:
         raise IntegrityError(
             f"changed: {entry.path} has sha256 {digest.hexdigest()}; expected {entry.sha256}. Download the model "
             "again, or log it again if it was edited."
         )
-    return _CheckedFile(entry=entry, descriptor=descriptor, data=bytes(kept) if keep else None)
+    return _CheckedFile(entry=entry, descriptor=descriptor, data=None if kept is None else bytes(kept))
+
+
+def _is_kept(entry: FileEntry) -> bool:
+    """Whether the bytes stay in memory; arrays and code are read from the descriptor or not at all."""
+    of_ours = not entry.path.startswith(f"{CODE_DIR}/") and not entry.path.endswith(".safetensors")
+    return of_ours and entry.size_bytes <= _KEPT_BYTES

@@ -1,7 +1,7 @@
 """What the rest of the package asks of a Keras, whichever it is: the base of the two sides of the seam.
 
-What Keras 3 and tf_keras answer alike is answered here; the rest is abstract. Imports errors, specs, configs, devices
-and inference.
+What Keras 3 and tf_keras answer alike is answered here; the rest is abstract. Imports errors, specs, configs, devices,
+inference and registry_lock.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import abc
 import contextlib
 import functools
 import importlib
-import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -22,12 +21,10 @@ from mlflow_keras_subclass.keras_api import devices, inference, torch_state
 from mlflow_keras_subclass.keras_api.configs import is_purely_keras
 from mlflow_keras_subclass.keras_api.construction import without_pretrained_weights
 from mlflow_keras_subclass.keras_api.tensorflow_memory import taken_over
+from mlflow_keras_subclass.registry_lock import REGISTRY_LOCK
 from mlflow_keras_subclass.specs import InputSpec
 
 __all__ = ["KerasApi"]
-
-# Construction changes globals of Keras: one at a time in a process.
-_CONSTRUCTION = threading.RLock()
 
 
 class KerasApi(abc.ABC):
@@ -361,7 +358,7 @@ class KerasApi(abc.ABC):
         some of them. Everything is restored on leaving; one thread constructs at a time.
         """
         with (
-            _CONSTRUCTION,
+            REGISTRY_LOCK,
             contextlib.nullcontext() if draws else self._zero_initialization(),
             without_pretrained_weights(self.keras),
             self._globals(dtype_policy, floatx, custom_objects),

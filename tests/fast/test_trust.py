@@ -3,11 +3,13 @@
 import hashlib
 import os
 import shutil
+import sys
+import tracemalloc
 
 import pytest
 
 from mlflow_keras_subclass.errors import FormatError, IntegrityError, KerasSubclassError, UntrustedCodeError
-from mlflow_keras_subclass.files import ArtifactWriter
+from mlflow_keras_subclass.files import ArtifactWriter, FileEntry
 from mlflow_keras_subclass.manifest import MAX_JSON_BYTES, SIGNATURE_FILE, Manifest, Versions, write_manifest
 from mlflow_keras_subclass.trust import PICKLE_VARIABLE, TrustPolicy, VerifiedModel, sign, verify
 
@@ -19,6 +21,11 @@ def root(tmp_path):
     writer = ArtifactWriter(tmp_path, "keras_subclass")
     for name in NAMES:
         writer.write_bytes(name, f"content of {name}".encode())
+    write(tmp_path, writer.entries)
+    return tmp_path
+
+
+def write(root, entries):
     manifest = Manifest(
         format_version=1,
         created_at="2026-11-24T08:00:00Z",
@@ -35,10 +42,9 @@ def root(tmp_path):
             mlflow="3",
             mlflow_keras_subclass="0",
         ),
-        files=writer.entries,
+        files=tuple(entries),
     )
-    write_manifest(writer.directory, manifest)
-    return tmp_path
+    write_manifest(root / "keras_subclass", manifest)
 
 
 def flip(path, position=3):
@@ -55,6 +61,35 @@ def test_untouched_artifact_reads_back(root):
     with verified.open("state.safetensors") as (file, size):
         assert file.read() == b"content of state.safetensors"
         assert size == 28
+
+
+def test_arrays_code_and_what_is_huge_stay_out_of_memory(tmp_path):
+    """A hundred large models can be checked by one server; what is that large and no array is refused when read."""
+    (tmp_path / "keras_subclass").mkdir()
+    (tmp_path / "code").mkdir()
+    sizes = {
+        "code/pkg.bin": 2**23,
+        "keras_subclass/huge.bin": 2**26 + 1,
+        "keras_subclass/small.json": 2,
+        "keras_subclass/state.safetensors": 2**23,
+    }
+    entries = []
+    for path, size in sizes.items():
+        (tmp_path / path).touch()
+        os.truncate(tmp_path / path, size)
+        entries.append(FileEntry(path=path, size_bytes=size, sha256=hashlib.sha256(bytes(size)).hexdigest()))
+    write(tmp_path, entries)
+
+    tracemalloc.start()
+    try:
+        verified = verify(tmp_path, TrustPolicy())
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert kept < 2**22
+    assert verified.read_bytes("small.json") == bytes(2)
+    with pytest.raises(FormatError, match=r"huge\.bin has 67108865 bytes; expected at most 67108864"):
+        verified.read_bytes("huge.bin")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -139,6 +174,46 @@ def test_file_swapped_after_the_check_is_not_read(root):
     assert verified.read_bytes("class.cloudpickle") == b"content of class.cloudpickle"
     with verified.open("state.safetensors") as (file, _):
         assert file.read() == b"content of state.safetensors"
+
+
+@pytest.fixture(scope="module")
+def before_open():
+    """Calls ``action`` once, right before a file with this name is opened: an audit hook, which cannot be removed."""
+    armed = {}
+
+    def hook(event, arguments):
+        if event == "open" and armed and str(arguments[0]).endswith(armed["name"]):
+            action = armed["action"]
+            armed.clear()
+            action()
+
+    sys.addaudithook(hook)
+    return lambda name, action: armed.update(name=name, action=action)
+
+
+@pytest.mark.parametrize("kind", ["file", "FIFO", "link", "linked folder"])
+def test_file_swapped_between_the_look_and_the_opening_is_refused(root, before_open, kind):
+    """By the same bytes, too: what was looked at is what must be open."""
+    folder = root / "keras_subclass/source/pkg"
+
+    def swap():
+        if kind == "linked folder":
+            shutil.copytree(folder, root / "elsewhere")
+            shutil.rmtree(folder)
+            folder.symlink_to(root / "elsewhere")
+            return
+        other = root / "other"
+        if kind == "file":
+            shutil.copy(folder / "net.py", other)
+        elif kind == "FIFO":
+            os.mkfifo(other)
+        else:
+            other.symlink_to(root / "keras_subclass/config.json")
+        other.replace(folder / "net.py")
+
+    before_open("net.py", swap)
+    with pytest.raises(IntegrityError, match=r"source/pkg/net\.py (was replaced while it was|cannot be) opened"):
+        verify(root, TrustPolicy())
 
 
 def test_copy_for_a_library_that_reads_by_path_has_the_checked_bytes(root, tmp_path_factory):

@@ -18,14 +18,22 @@ class Faults:
     def __call__(self, event, arguments):
         if self.folder is None or threading.get_ident() != self.thread:
             return
-        changes = event in ("os.rename", "os.mkdir") or (event == "open" and (arguments[2] or 0) & WRITES)
+        changes = event in ("os.rename", "os.mkdir", "os.link") or (event == "open" and (arguments[2] or 0) & WRITES)
         if changes and str(arguments[0]).startswith(self.folder):
-            self.count += 1
-            if self.count == self.at:
-                self.action()
+            self.changed(str(arguments[0]))
+
+    def changed(self, what):
+        """Called for a change that is seen here, and by those who see others (of a database)."""
+        if self.folder is None or threading.get_ident() != self.thread:
+            return
+        self.count += 1
+        self.seen.append(what)
+        if self.count == self.at:
+            self.action()
 
     def arm(self, folder, at, action):
         self.count, self.at, self.action, self.thread = 0, at, action, threading.get_ident()
+        self.seen = []
         self.folder = str(folder)
 
     def disarm(self):

@@ -114,6 +114,41 @@ def test_killed_at_the_nth_write(tmp_path):
     assert found["limited"] == {"ended": "OSError", "left": []}
 
 
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    """What each ``log_model`` left behind that was killed, or failed, at its N-th write."""
+    folder, script = tmp_path_factory.mktemp("logs"), Path(__file__).with_name("killed_logs.py")
+    command = [sys.executable, str(script), str(folder), "every" if EVERY else "sample"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3000, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_log_model_killed_at_the_nth_write(logs):
+    """No model is marked ready that is not whole, and there is never a second one."""
+    found = logs["killed"]
+    # The last number lies beyond the last write.
+    assert [item["ended"] for item in found] == ["killed"] * (len(found) - 1) + ["finished"]
+    assert len(found) >= 7
+    for item in found:
+        assert item["models"] in ([], [["PENDING", False]], [["PENDING", True]], [["READY", True]]), item
+    assert found[0]["models"] == []
+    assert found[-1]["models"] == [["READY", True]]
+
+
+def test_log_model_that_fails_at_the_nth_write(logs):
+    """Either nothing was created, or the model is marked failed and a whole copy is named, or it is there."""
+    found = logs["failing"]
+    for item in found:
+        if item["error"] is None or item["models"] == [["READY", True]]:
+            assert item["models"] == [["READY", True]], item
+        else:
+            assert "Input/output error" in item["error"], item
+            assert item["models"] == [] or (item["models"][0][0] == "FAILED" and item["copy"]), item
+            assert item["copy"] in (None, True), item
+    assert {bool(item["copy"]) for item in found} == {True, False}
+
+
 @pytest.mark.parametrize("options", ["size=40k", "ro"])
 def test_disk_that_is_full_or_read_only(model, tmp_path, options):
     disk = tmp_path / "disk"

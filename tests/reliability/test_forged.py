@@ -6,11 +6,14 @@ an anchor. The tests of signatures and pinned digests are in tests/fast/test_tru
 """
 
 import hashlib
+import importlib
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
+import h5py
 import keras
 import mlflow
 import numpy as np
@@ -40,6 +43,7 @@ def saved(tmp_path_factory):
     keras.utils.set_random_seed(2)
     model = Net(5, keras.layers.Dense(5))
     model(X)
+    model.dense.bias.assign([1, 2, 3, 4, 5])
     path = tmp_path_factory.mktemp("saved") / "net"
     mks.save_model(model, path, prove=False)
     digest = hashlib.sha256((path / "keras_subclass/manifest.json").read_bytes()).hexdigest()
@@ -92,8 +96,6 @@ UNSAFE = {
 
 @pytest.mark.parametrize("name", UNSAFE)
 def test_description_cannot_name_code_or_files(saved, tmp_path, name):
-    import sys
-
     root = forged(saved[0], tmp_path / "m", argument(UNSAFE[name]))
 
     with pytest.raises(MlflowException) as raised:
@@ -114,17 +116,70 @@ def drop(key):
     return lambda content: content.pop(key)
 
 
-def swap_first_two_layers(content):
-    names = sorted(content["layers"])[:2]
-    content["layers"][names[0]], content["layers"][names[1]] = content["layers"][names[1]], content["layers"][names[0]]
-
-
 def tensors(change):
     def edit(root):
         path = root / "keras_subclass/state.safetensors"
         path.write_bytes(change(path.read_bytes()))
 
     return edit
+
+
+def header_of(data):
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def with_header(header, body):
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def swapped(data):
+    """The biases of two layers, which have one shape, in each other's place."""
+    header, body = header_of(data)
+    (a, b), (c, d) = (header[name]["data_offsets"] for name in ("dense.bias", "layer.bias"))
+    assert b - a == d - c
+    parts = bytearray(body)
+    parts[a:b], parts[c:d] = body[c:d], body[a:b]
+    return with_header(header, bytes(parts))
+
+
+def extra(data):
+    header, body = header_of(data)
+    header["evil"] = {"dtype": "F32", "shape": [1], "data_offsets": [len(body), len(body) + 4]}
+    return with_header(header, body + bytes(4))
+
+
+def overlapping(data):
+    header, body = header_of(data)
+    header["layer.bias"]["data_offsets"] = header["dense.bias"]["data_offsets"]
+    return with_header(header, body)
+
+
+def of_sibling(root):
+    keras.utils.set_random_seed(3)
+    model = Net(5, keras.layers.Dense(5))
+    model(X)
+    mks.save_model(model, root.parent / "sibling", prove=False)
+    shutil.copy(root.parent / "sibling/keras_subclass/state.safetensors", root / "keras_subclass")
+
+
+def hdf5(fill):
+    """A file of HDF5 where our layout is expected: it is read by no library that would follow what is in it."""
+
+    def edit(root):
+        path = root / "keras_subclass/state.safetensors"
+        path.unlink()
+        with h5py.File(path, "w") as file:
+            fill(file)
+
+    return edit
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout(shape=(4,), dtype="f4")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "x", shape=(4,))
+    file.create_virtual_dataset("dense.kernel", layout)
 
 
 def truncated_header(data):
@@ -139,10 +194,29 @@ DAMAGED = {
     "43 other units": edit_json("config.json", lambda c: c["constructor"]["args"].__setitem__(0, 6)),
     "43 no layers": edit_json("structure.json", drop("layers")),
     "30 header that promises a terabyte": tensors(truncated_header),
+    "30 shape that promises a terabyte": tensors(lambda data: data.replace(b"[3,5]", b"[%d]" % 2**40)),
+    "31 HDF5 with external storage": hdf5(
+        lambda file: file.create_dataset("dense.kernel", (4,), "f4", external=[("/etc/passwd", 0, 16)])
+    ),
+    "32 HDF5 with an external link": hdf5(
+        lambda file: file.__setitem__("dense.kernel", h5py.ExternalLink("/etc/passwd", "/x"))
+    ),
+    "33 HDF5 with a virtual dataset": hdf5(virtual),
+    "34 HDF5 with objects": hdf5(lambda file: file.create_dataset("x", (1,), h5py.string_dtype())),
+    "34 dtype of objects": tensors(lambda data: data.replace(b'"F32"', b'"OBJ"', 1)),
+    "34 pickled array": lambda root: np.save(
+        (root / "keras_subclass/state.safetensors").open("wb"), np.array([{}]), allow_pickle=True
+    ),
+    "35 arrays that overlap": tensors(overlapping),
     "35 bytes after the arrays": tensors(lambda data: data + b"\0" * 8),
     "36 array missing": tensors(lambda data: data.replace(b'"dense.kernel"', b'"dense.kernal"')),
     "37 other shape": tensors(lambda data: data.replace(b"[3,5]", b"[5,3]")),
-    "38 other dtype": tensors(lambda data: data.replace(b'"F32"', b'"I32"', 1)),
+    "38 other dtype of the same size": tensors(lambda data: data.replace(b'"F32"', b'"I32"', 1)),
+    "38 wider dtype": tensors(lambda data: data.replace(b'"F32"', b'"F64"', 1)),
+    "38 narrower dtype": tensors(lambda data: data.replace(b'"F32"', b'"F16"', 1)),
+    "39 two layers of one shape in each other's place": tensors(swapped),
+    "40 weights of another run": of_sibling,
+    "41 NaN": tensors(lambda data: data[:-4] + np.float32("nan").tobytes()),
     "42 weights times 1.01, array digests left": tensors(lambda data: data[:-4] + b"\0\0\x80\x3f"),
     "53 pickle of something else": lambda root: (root / "keras_subclass/class.cloudpickle").write_bytes(
         pickle.dumps([])
@@ -206,3 +280,95 @@ def test_48_stored_source_keeps_its_bytes(saved):
     stored = next(module["path"] for module in modules if module["path"].endswith("test_forged.py"))
 
     assert (saved[0] / "keras_subclass" / stored).read_bytes() == Path(__file__).read_bytes()
+
+
+def test_35_array_too_many_has_no_effect(saved, tmp_path):
+    root = forged(saved[0], tmp_path / "m", tensors(extra))
+
+    np.testing.assert_array_equal(mks.load_model(root)(X), saved[1])
+
+
+def test_41_nan_that_was_saved_comes_back(tmp_path):
+    model = Net(2)
+    model(X)
+    model.dense.bias.assign([np.nan, np.inf])
+    mks.save_model(model, tmp_path / "m", prove=False)
+
+    np.testing.assert_array_equal(mks.load_model(tmp_path / "m")(X), model(X))
+
+
+@pytest.fixture(scope="module")
+def by_source(tmp_path_factory):
+    """A model whose class comes back by its text."""
+    folder = tmp_path_factory.mktemp("by source")
+    text = "import keras\n\nclass OfText(keras.Model):\n\tdef call(self, x):\n\t\treturn x * 2\n"
+    # Tabs, a byte order mark and line ends of Windows are the user's affair.
+    (folder / "of_text.py").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        model = importlib.import_module("of_text").OfText()
+        model(X)
+        mks.save_model(model, folder / "m", prove=False, serialization_format="source")
+        patch.delitem(sys.modules, "of_text")
+    return folder / "m"
+
+
+def test_48_source_with_a_byte_order_mark_and_crlf_loads(by_source):
+    np.testing.assert_array_equal(mks.load_model(by_source)(X), X * 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (b"class OfText(:\n", "SyntaxError"),
+        (b"x = '\xff'\n", "SyntaxError"),
+        (b"if 1:\n\tx = 1\n        y = 1\n", "TabError"),
+        (b"import no_such_package\nclass OfText(no_such_package.Model): pass\n", "no_such_package"),
+        (b"raise SystemExit('bye')\n", "SystemExit: bye"),
+        (b"x = 1\n", "has no attribute 'OfText'"),
+    ],
+    ids=["48 syntax", "48 not UTF-8", "48 tabs", "49 missing package", "50 exit", "53 without the class"],
+)
+def test_source_that_cannot_be_run_is_named(by_source, tmp_path, text, named):
+    def edit(root):
+        next((root / "keras_subclass/source").rglob("of_text.py")).write_bytes(text)
+
+    with pytest.raises(mks.ClassDefinitionError, match=rf"of_text.OfText cannot be brought back.*({named})"):
+        mks.load_model(forged(by_source, tmp_path / "m", edit))
+    assert not [name for name in sys.modules if name.endswith(".of_text") and not hasattr(sys.modules[name], "OfText")]
+
+
+def test_47_50_edited_source_does_not_run_before_the_check(by_source, tmp_path):
+    """With new digests, it is who knows the old one that finds it."""
+    canary = tmp_path / "canary"
+    digest = hashlib.sha256((by_source / "keras_subclass/manifest.json").read_bytes()).hexdigest()
+    known = mks.TrustPolicy(level="known", manifest_sha256=digest)
+
+    def edit(root):
+        file = next((root / "keras_subclass/source").rglob("of_text.py"))
+        file.write_bytes(file.read_bytes() + f"open({str(canary)!r}, 'w').close()\n".encode())
+
+    shutil.copytree(by_source, tmp_path / "m")
+    edit(tmp_path / "m")
+    with pytest.raises(mks.IntegrityError, match=r"changed: .*of_text\.py"):
+        mks.load_model(tmp_path / "m")
+    with pytest.raises(mks.IntegrityError, match="as the trust policy names it"):
+        mks.load_model(forged(by_source, tmp_path / "forged", edit), trust_policy=known)
+    assert not canary.exists()
+    mks.load_model(tmp_path / "forged")
+    assert canary.exists(), "the canary would sing"
+
+
+def test_55_56_57_what_is_of_mlflow_does_not_change_the_model(saved, tmp_path):
+    """MLmodel, requirements and environment are not covered by our manifest, and our loader follows none of them."""
+    root = tmp_path / "m"
+    shutil.copytree(saved[0], root)
+    _mlmodel(root, lambda flavors: flavors["python_function"].update(loader_module="antigravity"))
+    described = yaml.safe_load((root / "MLmodel").read_text())
+    described["signature"]["inputs"] = '[{"type": "string", "name": "other"}]'
+    (root / "MLmodel").write_text(yaml.safe_dump(described))
+    for name in ("requirements.txt", "conda.yaml", "python_env.yaml"):
+        (root / name).write_text("")
+
+    np.testing.assert_array_equal(mks.load_model(root)(X), saved[1])
+    assert "antigravity" not in sys.modules

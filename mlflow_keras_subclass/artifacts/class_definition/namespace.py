@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import sys
-import threading
 import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,10 +19,16 @@ from mlflow_keras_subclass.artifacts.class_definition.imports import Redirect
 from mlflow_keras_subclass.artifacts.class_definition.origins import parents
 from mlflow_keras_subclass.artifacts.class_definition.slicing import sliced
 from mlflow_keras_subclass.artifacts.class_definition.sources import ShippedSources
+from mlflow_keras_subclass.registry_lock import REGISTRY_LOCK
 
 __all__ = ["Namespace"]
 
 _REGISTRIES = ("keras.saving", "keras.src.saving.object_registration", "tf_keras.saving")
+# Private: names by class, which the public decorators fill, and from which nothing public takes a name out again.
+_NAMES = {
+    "keras.src.saving.object_registration": "GLOBAL_CUSTOM_NAMES",
+    "tf_keras.src.saving.object_registration": "_GLOBAL_CUSTOM_NAMES",
+}
 
 
 class Namespace:
@@ -38,7 +43,6 @@ class Namespace:
         self._main_lines = tuple(main_lines)
         self._main_package = main_package
         self._prefix = f"_mks_{sources.identity}"
-        self._lock = threading.RLock()
         self._packages = {parent for name in sources.modules for parent in parents(name)}
 
     def load(self, name: str) -> types.ModuleType | None:
@@ -46,7 +50,7 @@ class Namespace:
         if name not in self.sources.modules and name not in self._packages:
             return None
         shown = f"{self._prefix}.{name}"
-        with self._lock:
+        with REGISTRY_LOCK:
             if shown not in sys.modules:
                 # Here and not only while the artifact is read: a function-level import comes much later.
                 with _registries_kept(self._prefix):
@@ -55,15 +59,16 @@ class Namespace:
 
     @contextmanager
     def loading(self) -> Iterator[Namespace]:
-        """On an error inside, ``sys.modules`` is put back as it was."""
-        before = set(sys.modules)
-        try:
-            yield self
-        except BaseException:
-            for name in set(sys.modules) - before:
-                if name.partition(".")[0] == self._prefix:
-                    del sys.modules[name]
-            raise
+        """On an error inside, ``sys.modules`` is put back as it was; no other thread loads in the meantime."""
+        with REGISTRY_LOCK:
+            before = set(sys.modules)
+            try:
+                yield self
+            except BaseException:
+                for name in set(sys.modules) - before:
+                    if name.partition(".")[0] == self._prefix:
+                        del sys.modules[name]
+                raise
 
     def _load(self, name: str) -> types.ModuleType:
         shown = f"{self._prefix}.{name}"
@@ -110,24 +115,33 @@ class Namespace:
 
 @contextmanager
 def _registries_kept(prefix: str) -> Iterator[None]:
-    """Take out of Keras' registry what the decorators in the text put in; Keras itself is not imported for that."""
-    before = {id(registry): dict(registry) for registry in _registries()}
+    """Take out of Keras' tables what the decorators in the text put in; Keras itself is not imported for that."""
+    before = {id(table): dict(table) for table in _tables()}
     try:
         yield
     finally:
-        for registry in _registries():
-            kept = before.get(id(registry), {})
-            for name, value in list(registry.items()):
-                if str(getattr(value, "__module__", "")).startswith(f"{prefix}."):
-                    del registry[name]
-            registry.update({name: value for name, value in kept.items() if name not in registry})
+        for table in _tables():
+            # The classes are the values of one table, and the keys of the other.
+            for key, value in list(table.items()):
+                if _is_below(prefix, key) or _is_below(prefix, value):
+                    del table[key]
+            kept = before.get(id(table), {})
+            table.update({key: value for key, value in kept.items() if key not in table})
 
 
-def _registries() -> list[dict[str, Any]]:
+def _is_below(prefix: str, item: Any) -> bool:
+    return str(getattr(item, "__module__", "")).startswith(f"{prefix}.")
+
+
+def _tables() -> list[dict[Any, Any]]:
     found = {}
-    for name in _REGISTRIES:
-        get = getattr(sys.modules.get(name), "get_custom_objects", None)
+    for module in _REGISTRIES:
+        get = getattr(sys.modules.get(module), "get_custom_objects", None)
         if get is not None:
             registry = get()
             found[id(registry)] = registry
+    for module, attribute in _NAMES.items():
+        names = getattr(sys.modules.get(module), attribute, None)
+        if names is not None:
+            found[id(names)] = names
     return list(found.values())

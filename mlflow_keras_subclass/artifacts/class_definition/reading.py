@@ -198,7 +198,7 @@ def _resolved(namespace: Namespace, module: str, qualname: str) -> Any:
         # A module that was not stored is an installed package's.
         home = namespace.load(module) or importlib.import_module(module)
         return functools.reduce(getattr, qualname.split("."), home)
-    except Exception as error:  # The user's module is executed here.
+    except (Exception, SystemExit) as error:  # The user's module is executed here, and may exit like a script.
         raise ClassDefinitionError(
             f"{module}.{qualname} cannot be brought back from the stored source: {type(error).__name__}: {error}."
         ) from error
