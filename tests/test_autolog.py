@@ -232,6 +232,63 @@ def test_beside_mlflow_keras_nothing_is_logged_twice_or_lost(on: Any, first: str
     assert len(runs()) == count + 2, "mlflow.keras.autolog works on when ours is off"
 
 
+@pytest.mark.parametrize("every", [None, 2])
+def test_metrics_have_a_value_for_each_epoch_or_every_so_many_steps(on: Any, every: int | None) -> None:
+    on(log_every_epoch=every is None, log_every_n_steps=every, log_models=False)
+
+    compiled(Net()).fit(X, Y, epochs=3, batch_size=3, verbose=0)
+
+    steps = [item.step for item in mlflow.MlflowClient().get_metric_history(runs()[0].info.run_id, "loss")]
+    assert steps == ([0, 1, 2] if every is None else [2, 4, 6, 8, 10, 12])
+
+
+def test_models_and_datasets_can_be_left_out(on: Any) -> None:
+    on(log_models=False, log_datasets=False)
+
+    compiled(Net()).fit(X, Y, epochs=1, validation_data=(X, Y), verbose=0)
+
+    run = runs()[0]
+    assert len(history(run, "loss")) == 1
+    assert models(run) == []
+    assert run.inputs.dataset_inputs == []
+
+
+def test_a_run_of_the_user_is_used_and_stays_open(on: Any) -> None:
+    on(log_models=False)
+    count = len(runs())
+
+    with mlflow.start_run() as run:
+        compiled(Net()).fit(X, Y, epochs=1, verbose=0)
+        assert mlflow.active_run().info.run_id == run.info.run_id
+
+    assert len(runs()) == count + 1
+    assert len(history(run, "loss")) == 1
+
+
+def test_a_callback_of_mlflow_that_was_given_logs_alone(on: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """MLflow's own autologging raises here; training must not end for what is logged twice."""
+    on(log_models=False)
+
+    with caplog.at_level(logging.WARNING, "mlflow_keras_subclass"):
+        compiled(Net()).fit(X, Y, epochs=2, verbose=0, callbacks=[mlflow.keras.MlflowCallback()])
+
+    assert len(history(runs()[0], "loss")) == 2
+    assert "fit was given an MlflowCallback" in caplog.text
+
+
+def test_early_stopping_is_told(on: Any) -> None:
+    """The loss falls, which is worse in this mode: stopped in the second epoch, the first one is restored."""
+    on(log_models=False)
+    stopping = keras.callbacks.EarlyStopping("loss", mode="max", patience=1, restore_best_weights=True)
+
+    compiled(Net()).fit(X, Y, epochs=5, verbose=0, callbacks=[stopping])
+
+    run = runs()[0]
+    assert (run.data.params["patience"], run.data.params["restore_best_weights"]) == ("1", "True")
+    assert (run.data.metrics["stopped_epoch"], run.data.metrics["restored_epoch"]) == (1, 0)
+    assert len(history(run, "loss")) == 2
+
+
 def test_switched_off_fit_is_that_of_keras(on: Any) -> None:
     before = keras.Model.fit
     on()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,16 @@ def test_best_only_by_batches_without_the_optimizer_in_a_run_of_its_own() -> Non
 def test_wrong_arguments_are_named(options: Any, message: str) -> None:
     with pytest.raises(mks.CheckpointError, match=message):
         mks.ModelCheckpoint("loss", **options)
+
+
+def test_callback_can_be_pickled() -> None:
+    """Frameworks that train in several processes send it there."""
+    sent = mks.ModelCheckpoint("accuracy", keep_last=2, save_freq=3, tags={"mine": "1"})
+
+    received = pickle.loads(pickle.dumps(sent))
+
+    assert type(received) is mks.ModelCheckpoint
+    assert vars(received) == vars(sent)
 
 
 class Unordered(Net):

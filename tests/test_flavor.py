@@ -254,6 +254,47 @@ def test_custom_objects_at_load_win_over_the_stored_class(saved: Path) -> None:
     assert mks.load_model(saved, custom_objects={"Net": mine, "Scale": Scale}).doubled(X) == "mine"
 
 
+class ByName(keras.Model):
+    """Asks Keras for its layer, by a name that nothing but ``custom_objects`` knows."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        self.layer = keras.saving.get_registered_object(layer)(0.5)
+
+    def call(self, x: Any) -> Any:
+        return self.layer(x)
+
+
+@pytest.fixture
+def by_name() -> Any:
+    with keras.saving.custom_object_scope({"mine": Scale}):
+        model = ByName("mine")
+    model(X)
+    return model
+
+
+def test_custom_objects_at_save_are_there_for_both_loaders(by_name: Any, tmp_path: Path) -> None:
+    with pytest.raises(mks.KerasSubclassError, match="does not come back"):
+        mks.save_model(by_name, tmp_path / "without")
+    mks.save_model(by_name, tmp_path / "m", custom_objects={"mine": Scale})
+
+    assert np.array_equal(values(mks.load_model(tmp_path / "m")(X)), X * 0.5)
+    assert np.array_equal(mlflow.pyfunc.load_model(str(tmp_path / "m")).predict(X), X * 0.5)
+    adding = type("Scale", (Scale,), {"call": lambda self, x: x + self.factor})
+    assert np.array_equal(values(mks.load_model(tmp_path / "m", custom_objects={"mine": adding})(X)), X + 0.5)
+
+
+def test_wrong_custom_objects_at_save_are_refused_or_replaced_at_load(by_name: Any, tmp_path: Path) -> None:
+    wrong = {"mine": keras.layers.Dense}
+    with pytest.raises(mks.ProofError):
+        mks.save_model(by_name, tmp_path / "m", custom_objects=wrong)
+    mks.save_model(by_name, tmp_path / "m", custom_objects=wrong, prove=False)
+
+    with pytest.raises(mks.KerasSubclassError):
+        mks.load_model(tmp_path / "m")
+    assert np.array_equal(values(mks.load_model(tmp_path / "m", custom_objects={"mine": Scale})(X)), X * 0.5)
+
+
 def test_config_states_the_constructors_arguments(tmp_path: Path, model: Net) -> None:
     mks.save_model(model, tmp_path / "m", config={"units": 6, "factor": 0.5})
 
@@ -283,6 +324,17 @@ def test_mlmodel_of_both_flavors(saved: Path) -> None:
     assert pyfunc["config"] == ServingOptions().to_config()
     assert (saved / pyfunc["env"]["conda"]).is_file()
     assert (saved / pyfunc["env"]["virtualenv"]).is_file()
+
+
+@pytest.mark.parametrize("form", ["cloudpickle", "source", "import"])
+def test_serialization_format_is_what_the_files_are(model: Net, tmp_path: Path, form: str) -> None:
+    """A class that is imported where the model is loaded has no pickle; its source is there to be read."""
+    mks.save_model(model, tmp_path / "m", serialization_format=form, prove=False)
+
+    assert Model.load(str(tmp_path / "m")).flavors["keras_subclass"]["serialization_format"] == form
+    data = tmp_path / "m" / "keras_subclass"
+    assert (data / "class.cloudpickle").exists() == (form != "import")
+    assert (data / "source").is_dir()
 
 
 def test_model_size_is_that_of_the_files(saved: Path) -> None:
@@ -419,6 +471,7 @@ def test_string_inputs(tmp_path: Path, example: Any, dtype: type) -> None:
             "predict has no params temperature; it has batch_size",
         ),
         ("columns", "expected a ModelSignature, None or False, got str"),
+        (ModelSignature(outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 3))])), "it has no inputs"),
     ],
 )
 def test_signatures_that_no_call_could_satisfy_are_refused(
@@ -582,6 +635,9 @@ def test_log_with_a_run(model: Net) -> None:
     assert logged.tags["team"] == "vision"
     assert logged.tags["mlflow_keras_subclass.manifest_sha256"] == info.flavors["keras_subclass"]["manifest_sha256"]
     assert info.metadata == {"a": 1}
+    folder = Path(mlflow.artifacts.download_artifacts(info.model_uri))
+    requirements = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert set(mks.get_default_pip_requirements()) <= set(requirements)
     assert [item.model_id for item in mlflow.get_run(run.info.run_id).outputs.model_outputs] == [info.model_id]
 
 

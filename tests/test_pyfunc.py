@@ -115,6 +115,13 @@ class Nested(keras.Model):
         return {"sum": inputs["a"]["b"] + inputs["c"], "both": (inputs["a"]["b"], inputs["c"])}
 
 
+class Frames(keras.Model):
+    """Two named inputs, one of rank 3."""
+
+    def call(self, inputs: Any) -> Any:
+        return keras.ops.sum(inputs["a"], axis=2) + inputs["b"]
+
+
 class Pair(keras.Model):
     """A tuple out."""
 
@@ -234,6 +241,29 @@ def test_frame_of_lists_is_reshaped(saved: Any) -> None:
     close(saved("images").pyfunc.predict(flat), saved("images").expected)
 
 
+@pytest.mark.parametrize("signature", [None, False], ids=["signature", "no signature"])
+def test_frame_of_lists_for_several_inputs_of_higher_rank(tmp_path: Path, signature: Any) -> None:
+    """A DataFrame comes back as one where no signature says otherwise, an array as an array in any case."""
+    model = Frames()
+    data = {"a": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "b": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    expected = np.asarray(model({key: tf.constant(value) for key, value in data.items()}))
+    mks.save_model(model, tmp_path / "m", signature=signature, prove=False)
+    served = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+    frame = pd.DataFrame({key: [row.ravel().tolist() for row in value] for key, value in data.items()})
+
+    if signature is False:
+        frame.index = [7, 9]  # MLflow's check of a signature looks for a row 0
+
+    arrays, table = served.predict(data), served.predict(frame)
+
+    assert isinstance(arrays, np.ndarray)
+    close(arrays, expected)
+    assert isinstance(table, np.ndarray if signature is None else pd.DataFrame)
+    if signature is False:
+        assert table.index.tolist() == [7, 9]
+    close(table, expected)
+
+
 def test_without_a_signature_everything_is_taken_too(saved: Any, tmp_path: Path) -> None:
     """float64, lists and nested dicts reach the model; a DataFrame comes back as one with its index."""
     mks.save_model(saved("dense").model, tmp_path / "m", signature=False)
@@ -320,6 +350,15 @@ def test_server_takes_tensors(saved: Any, key: str) -> None:
     close(saved("dense").serve({key: X.tolist()}), saved("dense").expected)
     close(saved("images").serve({key: IMAGES.tolist()}), saved("images").expected)
     close(saved("texts").serve({key: TEXTS.tolist()}), saved("texts").expected)
+
+
+@pytest.mark.parametrize("name", ["dense", "house"])
+def test_server_takes_the_example_that_mlflow_makes_of_the_input_example(saved: Any, tmp_path: Path, name: str) -> None:
+    case = saved(name)
+    mks.save_model(case.model, tmp_path / "m", input_example=case.inputs[0], prove=False)
+    example = Model.load(str(tmp_path / "m")).get_serving_input(str(tmp_path / "m"))
+
+    close(case.serve(json.loads(example)), case.expected)
 
 
 def test_server_takes_named_tensors(saved: Any) -> None:

@@ -90,10 +90,13 @@ def check(signature: ModelSignature, known_params: Iterable[str]) -> None:
     """Refuse a user's signature that no call could satisfy.
 
     Raises:
-        KerasSubclassError: A fixed batch dimension, or params that ``predict`` does not have.
+        KerasSubclassError: No inputs, a fixed batch dimension, or params that ``predict`` does not have.
     """
-    inputs = signature.inputs.inputs if signature.inputs is not None else []
-    for number, item in enumerate(inputs):
+    if signature.inputs is None:
+        raise KerasSubclassError(
+            "signature: it has no inputs. Leave the signature to be inferred, or pass False to store none."
+        )
+    for number, item in enumerate(signature.inputs.inputs):
         if isinstance(item, TensorSpec) and (not item.shape or item.shape[0] != -1):
             raise KerasSubclassError(
                 f"signature: input {item.name or number!r}: expected -1, the batch, as the first dimension, got the "
