@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 
 from mlflow_keras_subclass import flavor, model_dir
-from mlflow_keras_subclass.errors import CaptureError, Finding, KerasSubclassError
+from mlflow_keras_subclass.errors import CaptureError, Finding, KerasSubclassError, ProofError
 from mlflow_keras_subclass.manifest import DATA_DIR, PROOF_FILE
 from mlflow_keras_subclass.pyfunc import open_verified
 from mlflow_keras_subclass.staging import scratch
@@ -61,13 +61,15 @@ def check(model: Any, input_example: Any = None, **options: Any) -> CheckResult:
             flavor.save_model(model, root / "model", input_example=input_example, **options)
             compared = json.loads((root / "model" / DATA_DIR / PROOF_FILE).read_text(encoding="utf-8"))
     except KerasSubclassError as error:
-        return CheckResult(ok=False, findings=_findings(error), compared={})
+        return CheckResult(ok=False, findings=_findings(model, error), compared={})
     return CheckResult(ok=True, findings=(), compared=compared)
 
 
-def _findings(error: KerasSubclassError) -> tuple[Finding, ...]:
+def _findings(model: Any, error: KerasSubclassError) -> tuple[Finding, ...]:
     if isinstance(error, CaptureError):
         return error.findings
+    if isinstance(error, ProofError):
+        return model_dir.located(model, error.paths, str(error.message))
     return (Finding(path="model", problem=str(error.message)),)
 
 

@@ -106,7 +106,15 @@ class PredictError(KerasSubclassError):
 
 
 class ProofError(KerasSubclassError):
-    """What was written does not come back as the model that was to be logged; nothing was logged."""
+    """What was written does not come back as the model that was to be logged; nothing was logged.
+
+    ``paths`` are the layers and attributes that differ, where it is these.
+    """
+
+    def __init__(self, message: str, *, paths: Sequence[str] = ()) -> None:
+        """Keep both as they are."""
+        super().__init__(message)
+        self.paths = tuple(paths)
 
 
 class ProvenanceError(KerasSubclassError):
@@ -114,7 +122,15 @@ class ProvenanceError(KerasSubclassError):
 
 
 class RebuildError(KerasSubclassError):
-    """The class was brought back, but the model built from it is not the model that was logged."""
+    """The class was brought back, but the model built from it is not the model that was logged.
+
+    ``paths`` are the layers and attributes that differ, where it is these.
+    """
+
+    def __init__(self, message: str, *, paths: Sequence[str] = ()) -> None:
+        """Keep both as they are."""
+        super().__init__(message)
+        self.paths = tuple(paths)
 
 
 class UntrustedCodeError(KerasSubclassError):

@@ -148,7 +148,8 @@ def _compare(root: Path, facts: ModelFacts, *, forced: bool) -> ProofRecord:
     if not proven or (forced and chosen not in proven):
         raise ProofError(
             f"{facts.class_name} was written but does not come back as it is, so it was not logged.\n"
-            f"{answers[chosen]['error']}"
+            f"{answers[chosen]['error']}",
+            paths=answers[chosen].get("paths", ()),
         )
     reasons = {route: str(answer.get("error", "")) for route, answer in answers.items()}
     return ProofRecord(

@@ -95,7 +95,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"compared": _compare(request)}
     except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}"}
+        return {"error": f"{type(error).__name__}: {error}", "paths": list(getattr(error, "paths", ()))}
 
 
 def _compare(request: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import elsewhere
 import image_classifier
+import keras
 import mlflow
 import numpy as np
 import pytest
@@ -134,6 +135,28 @@ def test_fresh_process_predicts_the_same(logged: dict[str, Logged], reloaded: An
     """Bit for bit, natively and through the pyfunc."""
     elsewhere.require_equal(logged[name].predicted, reloaded[name]["native"])
     elsewhere.require_equal(logged[name].served, reloaded[name]["pyfunc"])
+
+
+class Small(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = keras.layers.Dense(1)
+
+    def call(self, x: Any) -> Any:
+        return self.out(x)
+
+
+def test_one_line_has_the_address_of_the_model_on_the_server(
+    tracking_uri: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
+    model = Small()
+    model(np.ones((1, 2), "float32"))
+    info = mks.log_model(model, name="small", prove=False)
+
+    experiment = mlflow.get_experiment_by_name("end to end").experiment_id
+    page = f"{tracking_uri}/#/experiments/{experiment}/models/{info.model_id}"
+    assert f"Logged {info.model_uri}: {page}" in capsys.readouterr().err.splitlines()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from zoo import CASES, modules, names_of_cases
 
 import mlflow_keras_subclass as mks
 
@@ -84,3 +85,47 @@ def test_what_is_put_on_afterwards_and_has_no_data_form_is_named(
     assert "Plain: these attributes were set after construction" in caplog.text
     assert "writer" in caplog.text
     assert mks.load_model(tmp_path / "m").writer is None
+
+
+# Where the finding of each refused case of the zoo is, and what stands on the line of the source that it names.
+REFUSED = {
+    "activation_swapped_for_a_lambda": ("activation", "self.activation = "),
+    "lambda_that_call_does_not_reach_swapped": ("score", "self.score = "),
+    "layer_added_that_nothing_describes": ("head", "self.head = None"),
+    "model_grown_after_construction": ("layers[0]", "def __init__(self, stages"),
+    "never_called": ("model", "def __init__(self):"),
+    "set_of_layers": ("layer_set", "self.layer_set = {"),
+}
+
+
+def test_every_case_that_is_refused_has_its_line() -> None:
+    assert {name for name, refused in names_of_cases("tensorflow") if refused} == REFUSED.keys()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_check_finds_before_training_what_is_refused_when_it_is_logged(name: str) -> None:
+    (module,) = [module for module, source in modules("tensorflow") if name in {_name(node) for node in source.body}]
+    defined = importlib.import_module(f"zoo.{module}")
+    model, _ = CASES[name].build()
+
+    result = mks.check(model)
+
+    assert not result.ok
+    (finding,) = result.findings
+    path, text = REFUSED[name]
+    assert finding.path == path
+    assert str(CASES[name].refused) in str(finding)
+    file, _, line = str(finding.source).partition(":")
+    assert file == f"{module}.py"
+    assert text in Path(str(defined.__file__)).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+
+
+def test_check_calls_a_model_that_was_never_called() -> None:
+    importlib.import_module("zoo.structure")
+    model, inputs = CASES["never_called"].build()
+
+    assert mks.check(model, inputs[0]).ok
+
+
+def _name(node: Any) -> str:
+    return str(getattr(node, "name", ""))

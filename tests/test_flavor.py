@@ -641,6 +641,20 @@ def test_log_with_a_run(model: Net) -> None:
     assert [item.model_id for item in mlflow.get_run(run.info.run_id).outputs.model_outputs] == [info.model_id]
 
 
+def test_one_line_says_where_the_model_is(
+    model: Net, tracking: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On standard error, and not where MLflow's own such lines are off."""
+    monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
+    info = mks.log_model(model, name="told", prove=False)
+
+    line = f"Logged {info.model_uri}: mlflow ui --backend-store-uri sqlite:///{tracking / 'mlflow.db'}"
+    assert line in capsys.readouterr().err.splitlines()
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    mks.log_model(model, name="told", prove=False)
+    assert "Logged models:/" not in capsys.readouterr().err
+
+
 def test_log_without_a_run(model: Net) -> None:
     info = mks.log_model(model, name="alone")
 

@@ -13,7 +13,7 @@ import inspect
 import re
 import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from mlflow_keras_subclass.errors import FormatError, RebuildError
@@ -217,26 +217,29 @@ def put_layers(records: Mapping[str, Any], tree: ModelTree, decoder: Decoder, pa
 
 def compare_layers(records: Mapping[str, Any], tree: ModelTree) -> None:
     """Raise ``RebuildError`` unless the tree has exactly the recorded layers, of the recorded classes."""
-    missing = [
-        f"{path} ({records[path]['class']} {records[path]['name']!r})" for path in records.keys() - tree.layers.keys()
-    ]
-    extra = [f"{path} ({_class_name(tree.layers[path])})" for path in tree.layers.keys() - records.keys()]
-    changed = [
-        f"{path or 'model'} is a {_class_name(layer)}, was a {records[path]['class']}"
+    missing = {
+        path: f"{path} ({records[path]['class']} {records[path]['name']!r})"
+        for path in sorted(records.keys() - tree.layers.keys())
+    }
+    extra = {path: f"{path} ({_class_name(tree.layers[path])})" for path in sorted(tree.layers.keys() - records.keys())}
+    changed = {
+        path: f"{path or 'model'} is a {_class_name(layer)}, was a {records[path]['class']}"
         for path, layer in tree.layers.items()
         if path in records and records[path]["class"] != _class_name(layer)
-    ]
+    }
     if missing or extra or changed:
         raise RebuildError(
             "The rebuilt model does not have the layers of the one that was logged; "
-            f"missing: {_listed(sorted(missing))}; extra: {_listed(sorted(extra))}; changed: {_listed(changed)}. "
+            f"missing: {_listed(missing.values())}; extra: {_listed(extra.values())}; "
+            f"changed: {_listed(changed.values())}. "
             "The constructor must make the same layers from the same arguments; a layer added from outside must become "
-            "an argument."
+            "an argument.",
+            paths=[*missing, *extra, *changed],
         )
 
 
-def _listed(items: list[str]) -> str:
-    shown = ", ".join(item or "model" for item in items[:8]) or "none"
+def _listed(items: Collection[str]) -> str:
+    shown = ", ".join(item or "model" for item in list(items)[:8]) or "none"
     return shown if len(items) <= 8 else f"{shown} and {len(items) - 8} more"
 
 
@@ -381,7 +384,8 @@ def compare_attributes(
     if differing:
         raise RebuildError(
             f"These attributes of the rebuilt model differ from the recorded ones: {_listed(differing)}. Set them in "
-            "the constructor from its arguments; a function that is put on the model afterwards must be a named one."
+            "the constructor from its arguments; a function that is put on the model afterwards must be a named one.",
+            paths=differing,
         )
     return not_stored
 

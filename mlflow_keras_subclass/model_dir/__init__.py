@@ -12,6 +12,7 @@ from mlflow_keras_subclass.model_dir.comparing import (
     verify_graph,
     verify_predictions,
 )
+from mlflow_keras_subclass.model_dir.findings import located
 from mlflow_keras_subclass.model_dir.rebuilding import call_on_zeros, rebuild, restore_variables
 from mlflow_keras_subclass.model_dir.writing import ModelFacts, add_json, write
 
@@ -21,6 +22,7 @@ __all__ = [
     "call_on_zeros",
     "compare",
     "load_graph",
+    "located",
     "read_specs",
     "rebuild",
     "restore_variables",

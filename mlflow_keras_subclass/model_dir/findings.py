@@ -1,21 +1,22 @@
 """What keeps a model from being stored so that it comes back: collected from every step, raised as one error.
 
-Imports nothing else of this package.
+Imports nothing else of ``model_dir``.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mlflow_keras_subclass.artifacts.class_definition import is_user_defined
 from mlflow_keras_subclass.errors import CaptureError, ClassDefinitionError, Finding
-from mlflow_keras_subclass.model_tree import ModelTree
+from mlflow_keras_subclass.keras_api import for_model
+from mlflow_keras_subclass.model_tree import ModelTree, walk
 from mlflow_keras_subclass.source_lines import line_of_attribute, line_of_class
 
-__all__ = ["Findings", "refuse"]
+__all__ = ["Findings", "located", "refuse"]
 
 
 class Findings:
@@ -47,8 +48,11 @@ class Findings:
         if isinstance(error, ClassDefinitionError):
             yield Finding(path="class definition", problem=error.message)
             return
-        for finding in error.findings:
-            yield replace(finding, source=finding.source or self._line(finding.path))
+        yield from map(self.located, error.findings)
+
+    def located(self, finding: Finding) -> Finding:
+        """``finding`` with the line of the user's source, where it is known."""
+        return replace(finding, source=finding.source or self._line(finding.path))
 
     def _line(self, path: str) -> str | None:
         """The line of the user's source that sets what ``path`` names, or that of the model's constructor."""
@@ -59,6 +63,14 @@ class Findings:
                 return line_of_attribute(place.owner, place.key) or line_of_class(type(place.owner))
             steps = steps[: steps.rindex("[")] if place.is_item else steps.rpartition(".")[0]
         return line_of_class(type(model)) if is_user_defined(type(model)) else None
+
+
+def located(model: Any, paths: Sequence[str], problem: str) -> tuple[Finding, ...]:
+    """A finding for each of ``paths``, or one for the model, with the lines of the user's source that set them."""
+    findings = Findings(walk(for_model(model), model, is_user_defined))
+    # What lies below another one comes back with it.
+    outer = [path for path in paths if not path.startswith(tuple(f"{other}{mark}" for other in paths for mark in ".["))]
+    return tuple(findings.located(Finding(path=path or "model", problem=problem)) for path in outer or ("",))
 
 
 def refuse(model: Any, tree: ModelTree) -> None:
