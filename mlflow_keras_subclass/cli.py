@@ -7,12 +7,13 @@ Each command imports what it needs when it runs: those that only read import nei
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = ["cli"]
 
 _SHOWN_VALUE = 120
 _PIPED_WIDTH = 400
+_PASSWORD_VARIABLE = "MLFLOW_KERAS_SUBCLASS_KEY_PASSWORD"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -133,16 +135,22 @@ def _fields(record: Any) -> list[tuple[str, Any]]:
 @cli.command()
 @click.argument("uri")
 @click.option("--rebuild", is_flag=True, help="Also load it, and compare its predictions with the recorded ones.")
+@click.option("--public-key", type=click.Path(), help="A PEM file: the model must be signed by its owner.")
+@click.option("--manifest-sha256", help="The digest that the manifest must have.")
 @_as_json
-def verify(uri: str, rebuild: bool, as_json: bool) -> None:
+def verify(uri: str, rebuild: bool, public_key: str | None, manifest_sha256: str | None, as_json: bool) -> None:
     """Whether every file is as it was logged; with --rebuild, whether the model still answers as it did."""
     from mlflow_keras_subclass import trust
 
+    asked = {"public_key": public_key, "manifest_sha256": manifest_sha256}
     with _failing():
+        named = {name: value for name, value in asked.items() if value is not None}
+        policy = dataclasses.replace(trust.TrustPolicy.from_environment(), **named)
         root = _local(uri)
-        verified = trust.verify(root, trust.TrustPolicy.from_environment())
+        verified = trust.verify(root, policy)
         if rebuild:
-            importlib.import_module("mlflow_keras_subclass.flavor").load_model(root, verify=True)
+            flavor = importlib.import_module("mlflow_keras_subclass.flavor")
+            flavor.load_model(root, verify=True, trust_policy=policy)
     result = {
         "files": len(verified.manifest.files),
         "manifest_sha256": verified.manifest_sha256,
@@ -154,6 +162,22 @@ def verify(uri: str, rebuild: bool, as_json: bool) -> None:
         click.echo(f"{result['files']} files are as they were logged; manifest {verified.manifest_sha256}.")
         if rebuild:
             click.echo("The model was rebuilt and answers as it did when it was logged.")
+
+
+@cli.command()
+@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--private-key", required=True, type=click.Path(), help="A PEM file with an elliptic-curve key.")
+@_as_json
+def sign(path: Path, private_key: str, as_json: bool) -> None:
+    """Sign a model directory; MLFLOW_KERAS_SUBCLASS_KEY_PASSWORD holds the password of the key, if it has one."""
+    from mlflow_keras_subclass import trust
+
+    with _failing():
+        signature = trust.sign(path, private_key=private_key, password=os.environ.get(_PASSWORD_VARIABLE))
+    if as_json:
+        _print_json({"signature": str(signature)})
+    else:
+        click.echo(f"Signed: {signature}")
 
 
 @cli.command()
@@ -290,7 +314,7 @@ def reproduce(uri: str, directory: Path, repository: str | None, as_json: bool) 
     with _failing():
         made = reproducing.reproduce(uri, directory, repository=repository)
     if as_json:
-        _print_json(asdict(made))
+        _print_json(dataclasses.asdict(made))
         return
     click.echo(f"{made.path} is at {made.commit}{', with the patch applied' if made.patched else ''}.")
     for item in made.files:

@@ -7,7 +7,9 @@ import sys
 import tracemalloc
 
 import pytest
+from click.testing import CliRunner
 
+from mlflow_keras_subclass.cli import cli
 from mlflow_keras_subclass.errors import FormatError, IntegrityError, KerasSubclassError, UntrustedCodeError
 from mlflow_keras_subclass.files import ArtifactWriter, FileEntry
 from mlflow_keras_subclass.manifest import MAX_JSON_BYTES, SIGNATURE_FILE, Manifest, Versions, write_manifest
@@ -363,6 +365,32 @@ class TestSignatures:
 
         config = verifying.Config().use_elliptic_key_verifier(public_key=keys / "mine.pub")
         config.set_ignore_unsigned_files(True).verify(root, root / "keras_subclass.sig.json")
+
+    def test_the_command_line_signs_and_asks_for_the_signature(self, root, keys):
+        def exit_code_of(*arguments):
+            return CliRunner().invoke(cli, [str(item) for item in arguments]).exit_code
+
+        asked = ("verify", root, "--public-key", keys / "mine.pub")
+        assert exit_code_of(*asked) == 1
+        assert exit_code_of("sign", root, "--private-key", keys / "mine.key") == 0
+        assert exit_code_of(*asked) == 0
+        assert exit_code_of("verify", root, "--public-key", keys / "other.pub") == 1
+        assert exit_code_of("verify", root, "--manifest-sha256", "0" * 64) == 1
+        assert exit_code_of("sign", root, "--private-key", keys / "none.key") == 1
+
+    def test_a_key_with_a_password_takes_it_from_the_environment(self, root, keys, monkeypatch):
+        form = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+        key = form.load_pem_private_key((keys / "mine.key").read_bytes(), password=None)
+        encrypted = key.private_bytes(
+            form.Encoding.PEM, form.PrivateFormat.PKCS8, form.BestAvailableEncryption(b"a word")
+        )
+        (root.parent / "locked.key").write_bytes(encrypted)
+        arguments = ["sign", str(root), "--private-key", str(root.parent / "locked.key")]
+
+        assert CliRunner().invoke(cli, arguments).exit_code == 1
+        monkeypatch.setenv("MLFLOW_KERAS_SUBCLASS_KEY_PASSWORD", "a word")
+        assert CliRunner().invoke(cli, arguments).exit_code == 0
+        verify(root, TrustPolicy(level="known", public_key=keys / "mine.pub"))
 
     def test_unsigned_model_is_refused(self, root, keys):
         with pytest.raises(IntegrityError, match=r"keras_subclass\.sig\.json is missing: the trust policy demands"):
