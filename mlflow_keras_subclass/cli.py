@@ -144,7 +144,7 @@ def verify(uri: str, rebuild: bool, public_key: str | None, manifest_sha256: str
 
     asked = {"public_key": public_key, "manifest_sha256": manifest_sha256}
     with _failing():
-        named = {name: value for name, value in asked.items() if value is not None}
+        named: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         policy = dataclasses.replace(trust.TrustPolicy.from_environment(), **named)
         root = _local(uri)
         verified = trust.verify(root, policy)
