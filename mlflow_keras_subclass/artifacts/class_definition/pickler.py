@@ -36,6 +36,7 @@ from mlflow_keras_subclass.artifacts.class_definition.diagnosis import Problem, 
 from mlflow_keras_subclass.artifacts.class_definition.global_values import GlobalValue, is_carried
 from mlflow_keras_subclass.artifacts.class_definition.imports import is_importlib, missing_name
 from mlflow_keras_subclass.artifacts.class_definition.origins import (
+    INSTALLED,
     NATIVE,
     PRIVATE_DIR,
     USER,
@@ -140,7 +141,8 @@ class DefinitionPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickl
             return USER
         name = module_name(obj)
         if name is None:
-            return USER
+            # On Python 3.10 Cython's types have a descriptor there; a function without a module is the user's.
+            return INSTALLED if isinstance(obj, type) else USER
         if name not in self._origins:
             self._origins[name] = origin_of(name)
         return self._origins[name]
