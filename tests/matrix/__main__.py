@@ -131,6 +131,12 @@ def last(verdict):
     return " ".join(line.strip() for line in lines[start:])
 
 
+def summary(verdict):
+    """The error of a refusal without folders and version numbers."""
+    text = re.sub(r"/\S+?/(?=[^/\s]+/?[:\s])", "", last(verdict)).removeprefix("mlflow_keras_subclass.errors.")
+    return re.sub(r"\d+(\.\d+)+", "x", text)
+
+
 def report(facts, logged, loaded):
     names, today = list(facts), datetime.date.today().isoformat()
     wrong = [
@@ -164,8 +170,7 @@ def report(facts, logged, loaded):
                 kind = kind_of(verdict)
                 kinds.setdefault(kind, []).append(case)
                 if kind == "refused":
-                    text = re.sub(r"/\S+?/(?=[^/\s]+/?[:\s])", "", last(verdict))
-                    reasons.setdefault((case, text), []).append(f"{home} → {away}")
+                    reasons.setdefault((case, summary(verdict)), []).append(f"{home} → {away}")
                 if kind == "wrong":
                     wrong.append(f"{home} → {away}: {case}: {last(verdict)}")
             cells.append(", ".join(f"{len(cases)} {kind}" for kind, cases in sorted(kinds.items())) or "–")
