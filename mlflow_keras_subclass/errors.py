@@ -105,32 +105,31 @@ class PredictError(KerasSubclassError):
     """The data given to ``predict`` does not fit what the model takes."""
 
 
-class ProofError(KerasSubclassError):
-    """What was written does not come back as the model that was to be logged; nothing was logged.
-
-    ``paths`` are the layers and attributes that differ, where it is these.
-    """
+class _DifferingError(KerasSubclassError):
+    """``paths`` are the layers and attributes that differ, where it is these."""
 
     def __init__(self, message: str, *, paths: Sequence[str] = ()) -> None:
         """Keep both as they are."""
         super().__init__(message)
         self.paths = tuple(paths)
+
+
+class ProofError(_DifferingError):
+    """What was written does not come back as the model that was to be logged; nothing was logged.
+
+    ``paths`` are the layers and attributes that differ, where it is these.
+    """
 
 
 class ProvenanceError(KerasSubclassError):
     """The source of a model cannot be put back, or is not what the model says it is; nothing was left behind."""
 
 
-class RebuildError(KerasSubclassError):
+class RebuildError(_DifferingError):
     """The class was brought back, but the model built from it is not the model that was logged.
 
     ``paths`` are the layers and attributes that differ, where it is these.
     """
-
-    def __init__(self, message: str, *, paths: Sequence[str] = ()) -> None:
-        """Keep both as they are."""
-        super().__init__(message)
-        self.paths = tuple(paths)
 
 
 class UntrustedCodeError(KerasSubclassError):

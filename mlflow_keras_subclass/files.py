@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
-__all__ = ["ArtifactReader", "ArtifactWriter", "FileEntry", "HashingFile", "link_or_copy", "to_json"]
+__all__ = ["ArtifactReader", "ArtifactWriter", "FileEntry", "HashingFile", "folder_entries", "link_or_copy", "to_json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +96,7 @@ class ArtifactWriter:
 
     def add_folder(self, name: str) -> None:
         """Take in the files of a folder below ours that another library wrote there."""
-        for item in sorted((self._root / self._prefix / name).rglob("*")):
-            if item.is_file():
-                path = item.relative_to(self._root).as_posix()
-                self._entries[path] = FileEntry(path=path, size_bytes=item.stat().st_size, sha256=_sha256(item))
+        self._entries |= {entry.path: entry for entry in folder_entries(self._root, f"{self._prefix}/{name}")}
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write one binary file."""
@@ -113,6 +110,15 @@ class ArtifactWriter:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one JSON file for people and programs: indented, sorted keys, no NaN."""
         self.write_text(name, to_json(value))
+
+
+def folder_entries(root: Path, name: str) -> list[FileEntry]:
+    """An entry for every file in the folder ``name`` below ``root``, but for compiled Python."""
+    files = [path for path in (root / name).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return [
+        FileEntry(path=path.relative_to(root).as_posix(), size_bytes=path.stat().st_size, sha256=_sha256(path))
+        for path in sorted(files)
+    ]
 
 
 def _sha256(path: Path) -> str:

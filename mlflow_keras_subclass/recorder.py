@@ -44,6 +44,8 @@ RECORDER_VARIABLE = "MLFLOW_KERAS_SUBCLASS_RECORDER"
 
 # Arrays up to this size are copied, so that a constructor that changes its argument in place does not change the note.
 _COPIED_ARRAY_BYTES = 2**20
+# What most arguments are: nothing has to be looked up on them, each time that a layer is made.
+_PLAIN = (str, bool, int, float, types.NoneType)
 
 _INSTRUMENTED = "_mlflow_keras_subclass_instrumented"
 
@@ -260,6 +262,8 @@ class _Weak:
 def _held(value: Any) -> Any:
     """``value`` with its containers and small arrays copied, to be kept in a note."""
     kind = type(value)
+    if kind in _PLAIN:
+        return value
     if kind in (dict, collections.OrderedDict):
         return kind((key, _held(item)) for key, item in value.items())
     if kind is collections.defaultdict:

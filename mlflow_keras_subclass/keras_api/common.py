@@ -21,7 +21,7 @@ from mlflow_keras_subclass.keras_api import devices, inference, torch_state
 from mlflow_keras_subclass.keras_api.configs import is_purely_keras
 from mlflow_keras_subclass.keras_api.construction import without_pretrained_weights
 from mlflow_keras_subclass.keras_api.tensorflow_memory import taken_over
-from mlflow_keras_subclass.registry_lock import REGISTRY_LOCK
+from mlflow_keras_subclass.registry_lock import NAMES_BY_CLASS, REGISTRY_LOCK
 from mlflow_keras_subclass.specs import InputSpec
 
 __all__ = ["KerasApi"]
@@ -402,9 +402,11 @@ class KerasApi(abc.ABC):
     @abc.abstractmethod
     def _global_policy(self) -> Any: ...
 
-    @abc.abstractmethod
     def _names_by_class(self) -> dict[Any, str]:
         """Keras' live table of the names under which classes and functions are registered."""
+        module, attribute = NAMES_BY_CLASS[self.distribution]
+        names: dict[Any, str] = getattr(importlib.import_module(module), attribute)
+        return names
 
     @abc.abstractmethod
     def _set_global_policy(self, policy: Any) -> None: ...

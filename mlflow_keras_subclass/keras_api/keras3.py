@@ -230,11 +230,6 @@ class Keras3Api(KerasApi):
         finally:
             variable._initialize_with_initializer = original
 
-    def _names_by_class(self) -> dict[Any, str]:
-        # Private: the public register_keras_serializable fills it, and nothing public takes a name out again.
-        names: dict[Any, str] = importlib.import_module("keras.src.saving.object_registration").GLOBAL_CUSTOM_NAMES
-        return names
-
     def _global_policy(self) -> Any:
         return self.keras.config.dtype_policy()
 

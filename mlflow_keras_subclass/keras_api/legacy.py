@@ -215,10 +215,6 @@ class LegacyApi(KerasApi):
         finally:
             variables.make_variable = original
 
-    def _names_by_class(self) -> dict[Any, str]:
-        names: dict[Any, str] = importlib.import_module("tf_keras.src.saving.object_registration")._GLOBAL_CUSTOM_NAMES
-        return names
-
     def _global_policy(self) -> Any:
         return self.keras.mixed_precision.global_policy()
 

@@ -6,7 +6,6 @@ Imports the parts, ``findings`` and ``comparing``.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
 import inspect
 import json
@@ -29,7 +28,7 @@ from mlflow_keras_subclass.artifacts.state import VariableRecord
 from mlflow_keras_subclass.call_graph import CallGraph, watched
 from mlflow_keras_subclass.coercion import Arrays, coerce, example_arrays
 from mlflow_keras_subclass.errors import PredictError
-from mlflow_keras_subclass.files import ArtifactWriter, FileEntry
+from mlflow_keras_subclass.files import ArtifactWriter, folder_entries
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import (
     ARRAYS_FILE,
@@ -326,12 +325,13 @@ class _Write:
             write_tensors(self._writer, ARRAYS_FILE, {name: array_source(array) for name, array in arrays.items()})
 
     def _manifest(self) -> Manifest:
+        entries = [*self._writer.entries, *folder_entries(self._root, CODE_DIR)]
         return Manifest(
             format_version=FORMAT_VERSION,
             created_at=datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
             model_class=_class_name(self._model),
             versions=_versions(self._api),
-            files=tuple(sorted([*self._writer.entries, *_code_entries(self._root)], key=lambda entry: entry.path)),
+            files=tuple(sorted(entries, key=lambda entry: entry.path)),
         )
 
 
@@ -379,16 +379,6 @@ def _shown(api: KerasApi, name: str, value: Any, variables: Iterable[VariableRec
 
 def _opaque(encoder: Encoder) -> dict[str, str]:
     return {key: f"{type(item).__module__}.{type(item).__qualname__}" for key, item in encoder.objects.items()}
-
-
-def _code_entries(root: Path) -> list[FileEntry]:
-    entries = []
-    for path in sorted((root / CODE_DIR).rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            data = path.read_bytes()
-            name = path.relative_to(root).as_posix()
-            entries.append(FileEntry(path=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
-    return entries
 
 
 def _versions(api: KerasApi) -> Versions:

@@ -19,16 +19,11 @@ from mlflow_keras_subclass.artifacts.class_definition.imports import Redirect
 from mlflow_keras_subclass.artifacts.class_definition.origins import parents
 from mlflow_keras_subclass.artifacts.class_definition.slicing import sliced
 from mlflow_keras_subclass.artifacts.class_definition.sources import ShippedSources
-from mlflow_keras_subclass.registry_lock import REGISTRY_LOCK
+from mlflow_keras_subclass.registry_lock import NAMES_BY_CLASS, REGISTRY_LOCK
 
 __all__ = ["Namespace"]
 
 _REGISTRIES = ("keras.saving", "keras.src.saving.object_registration", "tf_keras.saving")
-# Private: names by class, which the public decorators fill, and from which nothing public takes a name out again.
-_NAMES = {
-    "keras.src.saving.object_registration": "GLOBAL_CUSTOM_NAMES",
-    "tf_keras.src.saving.object_registration": "_GLOBAL_CUSTOM_NAMES",
-}
 
 
 class Namespace:
@@ -140,7 +135,7 @@ def _tables() -> list[dict[Any, Any]]:
         if get is not None:
             registry = get()
             found[id(registry)] = registry
-    for module, attribute in _NAMES.items():
+    for module, attribute in NAMES_BY_CLASS.values():
         names = getattr(sys.modules.get(module), attribute, None)
         if names is not None:
             found[id(names)] = names

@@ -477,9 +477,8 @@ def _singledispatch_registry(function: types.FunctionType) -> Mapping[Any, Any] 
 def _bases(cls: type) -> tuple[Any, ...]:
     """Generic bases with their arguments where making the class from them gives the same bases (not a NamedTuple)."""
     original = vars(cls).get("__orig_bases__", cls.__bases__)
-    if (
-        type(cls).__name__ == "_TypedDictMeta"
-    ):  # of typing and of typing_extensions: adds dict, and refuses it as a base
+    # Of typing and of typing_extensions: it adds dict, and refuses it as a base.
+    if type(cls).__name__ == "_TypedDictMeta":
         return tuple(base for base in original if typing.get_origin(base) is typing.Generic)
     return tuple(original) if types.resolve_bases(original) == cls.__bases__ else cls.__bases__
 
