@@ -3,7 +3,7 @@
 Made of MLflow's own parts (its patching, managed runs and callback), so that its switches work as everywhere in
 MLflow. What it must not do: read a batch that training then misses, make an iterator of a dataset before training
 (that advances a shuffle's seed), change the caller's list of callbacks, or let an error in logging end training.
-Imports flavor, mlflow_api and the seam; imports no Keras until it is called.
+Imports checkpoints, flavor, mlflow_api and the seam; imports no Keras until it is called, and ``callbacks`` then.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 from mlflow.entities import LoggedModelInput
 
 from mlflow_keras_subclass import flavor, keras_api, mlflow_api
+from mlflow_keras_subclass.checkpoints import check_schedule
 from mlflow_keras_subclass.errors import PredictError
 from mlflow_keras_subclass.keras_api import KerasApi
 
@@ -51,6 +52,12 @@ def autolog(
     silent: bool = False,
     registered_model_name: str | None = None,
     extra_tags: Mapping[str, str] | None = None,
+    checkpoint: bool = False,
+    checkpoint_monitor: str = "val_loss",
+    checkpoint_mode: str = "min",
+    checkpoint_save_best_only: bool = True,
+    checkpoint_save_weights_only: bool = False,
+    checkpoint_save_freq: int | str = "epoch",
     model_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Make ``fit`` of every Keras model log to MLflow, in one run per ``fit``.
@@ -72,9 +79,21 @@ def autolog(
         silent: Log no messages or warnings.
         registered_model_name: Register the model under this name each time.
         extra_tags: Tags for the runs that are created.
+        checkpoint: Log checkpoints while the model trains, for ``load_checkpoint``. Off unless asked for, other than in
+            ``mlflow.tensorflow.autolog``: each is a whole model, which ``fit`` waits for. A ``ModelCheckpoint`` of this
+            package or of MLflow among the callbacks of ``fit`` takes its place.
+        checkpoint_monitor: The metric that tells which checkpoint is best.
+        checkpoint_mode: Whether its ``min`` or ``max`` is best; ``auto`` tells by the name.
+        checkpoint_save_best_only: Keep the best only, which replaces the one before; every one with ``False``.
+        checkpoint_save_weights_only: Leave out the optimizer's state.
+        checkpoint_save_freq: ``"epoch"``, or a number of batches.
         model_options: Further arguments of ``log_model``, such as ``code_paths``.
+
+    Raises:
+        CheckpointError: ``checkpoint_mode`` or ``checkpoint_save_freq`` is not one of the above.
     """
     options = dict(locals())
+    check_schedule(checkpoint_mode, checkpoint_save_freq)
     _integration(**options)
     if disable:
         _restore_others()
@@ -104,7 +123,17 @@ class _Settings:
     log_input_examples: bool
     registered_model_name: str | None
     extra_tags: Mapping[str, str] | None
+    checkpoint: bool
+    checkpoint_monitor: str
+    checkpoint_mode: str
+    checkpoint_save_best_only: bool
+    checkpoint_save_weights_only: bool
+    checkpoint_save_freq: int | str
     model_options: Mapping[str, Any] | None
+
+    def log_options(self) -> dict[str, Any]:
+        """Arguments of ``log_model`` of this flavor, for the model and its checkpoints."""
+        return {"signature": None if self.log_model_signatures else False, **(self.model_options or {})}
 
 
 def _patcher(settings: _Settings) -> Callable[[], None]:
@@ -159,7 +188,7 @@ class _Training:
             original, [], {key: arguments[key] for key in arguments if key not in _DATA_ARGUMENTS}, _DATA_ARGUMENTS
         )
         model_id = mlflow.initialize_logged_model(name="model").model_id if self._settings.log_models else None
-        arguments["callbacks"] = self._with_callback(arguments.get("callbacks"), model_id)
+        arguments["callbacks"] = self._with_callbacks(arguments.get("callbacks"), model_id)
         if isinstance(data, types.GeneratorType):
             arguments["x"] = self._noting(data)
         try:
@@ -179,26 +208,53 @@ class _Training:
             break
         yield from data
 
-    def _with_callback(self, callbacks: Any, model_id: str | None) -> Any:
-        kind = importlib.import_module("mlflow.keras").MlflowCallback
+    def _with_callbacks(self, callbacks: Any, model_id: str | None) -> Any:
         keras_list = self._api.keras.callbacks.CallbackList
         given = callbacks.callbacks if isinstance(callbacks, keras_list) else self._api.flat(callbacks)
         given = [item for item in given if item is not None]
         for item in given:
             if isinstance(item, self._api.keras.callbacks.EarlyStopping):
                 mlflow.log_params({name: getattr(item, name) for name in _EARLY_STOPPING})
+        # A checkpoint takes the metrics of its step, so these are logged before it.
+        added = [*self._metrics_callback(given, model_id), *self._checkpoint_callback(given)]
+        if not added:
+            return callbacks
+        if not isinstance(callbacks, keras_list):
+            return [*given, *added]
+        extended = copy.copy(callbacks)
+        extended.callbacks = [*given, *added]
+        for item in added:
+            item.set_model(self._model)
+            item.set_params(callbacks.params)
+        return extended
+
+    def _metrics_callback(self, given: list[Any], model_id: str | None) -> list[Any]:
+        kind = importlib.import_module("mlflow.keras").MlflowCallback
         if any(isinstance(item, kind) for item in given):
             _logger.warning("fit was given an MlflowCallback, which logs the metrics; autologging adds none.")
-            return callbacks
+            return []
+        return [kind(self._settings.log_every_epoch, self._settings.log_every_n_steps, model_id)]
+
+    def _checkpoint_callback(self, given: list[Any]) -> list[Any]:
         settings = self._settings
-        added = kind(settings.log_every_epoch, settings.log_every_n_steps, model_id)
-        if not isinstance(callbacks, keras_list):
-            return [*given, added]
-        extended = copy.copy(callbacks)
-        extended.callbacks = [*given, added]
-        added.set_model(self._model)
-        added.set_params(callbacks.params)
-        return extended
+        if not settings.checkpoint:
+            return []
+        from mlflow_keras_subclass import callbacks
+
+        makers = (callbacks.ModelCheckpoint, mlflow_api.MlflowModelCheckpointCallbackBase)
+        if any(isinstance(item, makers) for item in given):
+            return []
+        return [
+            callbacks.AutologCheckpoint(
+                settings.checkpoint_monitor,
+                mode=settings.checkpoint_mode,
+                save_best_only=settings.checkpoint_save_best_only,
+                save_weights_only=settings.checkpoint_save_weights_only,
+                save_freq=settings.checkpoint_save_freq,
+                keep_last=1 if settings.checkpoint_save_best_only else None,
+                **settings.log_options(),
+            )
+        ]
 
     def _log_rest(self, arguments: Mapping[str, Any], data: Any, model_id: str | None) -> None:
         """What is logged after training, where looking at a dataset can no longer change what training sees."""
@@ -239,7 +295,7 @@ class _Training:
                 model, signature=signature, input_example=example, pip_requirements=requirements, **options
             )
             return
-        options |= {"signature": None if settings.log_model_signatures else False, **(settings.model_options or {})}
+        options |= settings.log_options()
         try:
             flavor.log_model(model, input_example=example, **options)
         except PredictError as error:

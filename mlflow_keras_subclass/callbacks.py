@@ -18,12 +18,12 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from mlflow_keras_subclass import flavor, mlflow_api, model_dir
-from mlflow_keras_subclass.checkpoints import BEST_TAG, EPOCH_TAG, STEP_TAG
+from mlflow_keras_subclass.checkpoints import BEST_TAG, EPOCH_TAG, STEP_TAG, check_schedule
 from mlflow_keras_subclass.errors import CheckpointError, KerasSubclassError
 from mlflow_keras_subclass.pyfunc import open_verified
 from mlflow_keras_subclass.trust import TrustPolicy
 
-__all__ = ["ModelCheckpoint"]
+__all__ = ["AutologCheckpoint", "ModelCheckpoint"]
 
 _logger = logging.getLogger(__name__)
 
@@ -75,7 +75,9 @@ class ModelCheckpoint(keras.callbacks.Callback):  # type: ignore[misc] # Keras c
         **log_options: Any,
     ) -> None:
         super().__init__()
-        _check(mode, save_freq, keep_last)
+        check_schedule(mode, save_freq)
+        if keep_last is not None and keep_last < 1:
+            raise CheckpointError(f"keep_last: expected None or a number from 1, got {keep_last!r}.")
         self.monitor = monitor
         self.mode = mode if mode != "auto" else _mode_of(monitor)
         self.save_best_only = save_best_only
@@ -93,6 +95,7 @@ class ModelCheckpoint(keras.callbacks.Callback):  # type: ignore[misc] # Keras c
         self._saved: list[_Saved] = []
         self._best: _Saved | None = None
         self._started_run = False
+        self._has_warned = False
         self._first_epoch: int | None = None
         self._epoch = 0
         self._batches = 0
@@ -145,7 +148,8 @@ class ModelCheckpoint(keras.callbacks.Callback):  # type: ignore[misc] # Keras c
     def _checkpoint(self, logs: Mapping[str, Any] | None, *, step: int) -> None:
         metrics = {key: float(value) for key, value in (logs or {}).items()}
         value = metrics.get(self.monitor)
-        if value is None and (self.save_best_only or self.restore_best):
+        if value is None and (self.save_best_only or self.restore_best) and not self._has_warned:
+            self._has_warned = True
             _logger.warning("%s is not among the metrics %s: which checkpoint is best is not known.",
                             self.monitor, ", ".join(metrics))  # fmt: skip
         improved = value is not None and self._improves(value)
@@ -196,13 +200,22 @@ class ModelCheckpoint(keras.callbacks.Callback):  # type: ignore[misc] # Keras c
                     _delete(old.model_id)
 
 
-def _check(mode: str, save_freq: int | str, keep_last: int | None) -> None:
-    if mode not in ("auto", "min", "max"):
-        raise CheckpointError(f"mode: expected 'auto', 'min' or 'max', got {mode!r}.")
-    if save_freq != "epoch" and not (isinstance(save_freq, int) and save_freq > 0):
-        raise CheckpointError(f"save_freq: expected 'epoch' or a number of batches from 1, got {save_freq!r}.")
-    if keep_last is not None and keep_last < 1:
-        raise CheckpointError(f"keep_last: expected None or a number from 1, got {keep_last!r}.")
+class AutologCheckpoint(ModelCheckpoint):
+    """What ``autolog(checkpoint=True)`` adds: an error is a warning, and training goes on without checkpoints."""
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Try again in each training."""
+        super().on_train_begin(logs)
+        self._has_failed = False
+
+    def _checkpoint(self, logs: Mapping[str, Any] | None, *, step: int) -> None:
+        if self._has_failed:
+            return
+        try:
+            super()._checkpoint(logs, step=step)
+        except Exception as error:
+            self._has_failed = True
+            _logger.warning("Training goes on without checkpoints, since one could not be logged: %s", error)
 
 
 def _mode_of(monitor: str) -> str:

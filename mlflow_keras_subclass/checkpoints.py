@@ -16,13 +16,21 @@ from mlflow_keras_subclass.errors import CheckpointError
 from mlflow_keras_subclass.flavor import load_model
 from mlflow_keras_subclass.trust import TrustPolicy
 
-__all__ = ["BEST_TAG", "EPOCH_TAG", "STEP_TAG", "find_checkpoints", "load_checkpoint"]
+__all__ = ["BEST_TAG", "EPOCH_TAG", "STEP_TAG", "check_schedule", "find_checkpoints", "load_checkpoint"]
 
 EPOCH_TAG = "mlflow_keras_subclass.epoch"
 STEP_TAG = "mlflow_keras_subclass.step"
 BEST_TAG = "mlflow_keras_subclass.best"
 
 _RUN_ID = re.compile(r"[0-9a-zA-Z_-]+")
+
+
+def check_schedule(mode: str, save_freq: int | str) -> None:
+    """Raise ``CheckpointError`` for a ``mode`` or ``save_freq`` that ``ModelCheckpoint`` does not know."""
+    if mode not in ("auto", "min", "max"):
+        raise CheckpointError(f"mode: expected 'auto', 'min' or 'max', got {mode!r}.")
+    if save_freq != "epoch" and not (isinstance(save_freq, int) and save_freq > 0):
+        raise CheckpointError(f"save_freq: expected 'epoch' or a number of batches from 1, got {save_freq!r}.")
 
 
 def find_checkpoints(run_id: str, *, monitor: str | None = None, mode: str = "min") -> list[LoggedModel]:

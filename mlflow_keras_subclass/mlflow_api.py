@@ -16,8 +16,10 @@ from mlflow.utils.autologging_utils import (
     log_fn_args_as_params,
 )
 from mlflow.utils.autologging_utils.safety import safe_patch
+from mlflow.utils.checkpoint_utils import MlflowModelCheckpointCallbackBase
 
 __all__ = [
+    "MlflowModelCheckpointCallbackBase",
     "autologging_config",
     "autologging_integration",
     "autologging_is_disabled",

@@ -289,6 +289,84 @@ def test_early_stopping_is_told(on: Any) -> None:
     assert len(history(run, "loss")) == 2
 
 
+class Scores(keras.callbacks.Callback):  # type: ignore[misc]
+    """The best epoch of three is the second."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs["score"] = (1.0, 3.0, 2.0)[epoch]
+
+
+def checkpoints(run: Any) -> list[Any]:
+    return [int(item.tags["mlflow_keras_subclass.epoch"]) for item in mks.find_checkpoints(run.info.run_id)]
+
+
+@pytest.mark.parametrize(("best_only", "kept"), [(True, [1]), (False, [2, 1, 0])])
+def test_checkpoints_are_logged_beside_the_model(on: Any, best_only: bool, kept: list[int]) -> None:
+    on(
+        checkpoint=True,
+        checkpoint_monitor="score",
+        checkpoint_mode="max",
+        checkpoint_save_best_only=best_only,
+        checkpoint_save_weights_only=True,
+    )
+    net, weights = compiled(Net()), []
+    keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: weights.append(net.get_weights()))
+
+    net.fit(X, Y, epochs=3, verbose=0, callbacks=[Scores(), keep])
+
+    run = runs()[0]
+    assert checkpoints(run) == kept
+    assert [item.name for item in models(run)].count("model") == 1
+    best = mks.load_checkpoint(run.info.run_id, best=True)
+    assert int(best.optimizer.iterations) == 0, "weights only"
+    for left, right in zip(best.get_weights(), weights[1], strict=True):
+        np.testing.assert_array_equal(left, right)
+    (found, *_) = mks.find_checkpoints(run.info.run_id, monitor="score", mode="max")
+    assert {item.key: item.value for item in found.metrics}["score"] == 3.0
+
+
+def test_a_checkpoint_callback_that_was_given_takes_the_place(on: Any) -> None:
+    on(checkpoint=True, checkpoint_save_best_only=False, log_models=False)
+    given = mks.ModelCheckpoint("loss", keep_last=1, prove=False, name="mine")
+
+    compiled(Net()).fit(X, Y, epochs=2, verbose=0, callbacks=[given])
+
+    assert {item.name for item in models(runs()[0])} == {"mine"}
+
+
+def test_a_list_object_of_keras_gets_checkpoints_too(on: Any) -> None:
+    on(checkpoint=True, checkpoint_save_best_only=False, checkpoint_save_freq=2, log_models=False)
+    net = compiled(Net())
+    given = keras.callbacks.CallbackList([keras.callbacks.History()], model=net, epochs=1, steps=4)
+
+    net.fit(X, Y, epochs=1, batch_size=3, verbose=0, callbacks=given)
+
+    found = mks.find_checkpoints(runs()[0].info.run_id)
+    assert [item.tags["mlflow_keras_subclass.step"] for item in found] == ["4", "2"]
+    assert [type(item).__name__ for item in given.callbacks] == ["History"]
+
+
+def test_a_checkpoint_that_cannot_be_logged_does_not_end_training(on: Any, caplog: pytest.LogCaptureFixture) -> None:
+    on(checkpoint=True, checkpoint_save_best_only=False, log_models=False)
+    net = compiled(Unordered())
+    net(X)
+
+    with caplog.at_level(logging.WARNING, "mlflow_keras_subclass"):
+        got = net.fit(X, Y, epochs=3, verbose=0)
+
+    assert len(got.history["loss"]) == 3
+    assert caplog.text.count("Training goes on without checkpoints") == 1
+    assert models(runs()[0]) == []
+
+
+def test_wrong_arguments_are_named_before_any_fit() -> None:
+    with pytest.raises(mks.CheckpointError, match=r"mode: .* got 'best'"):
+        mks.autolog(checkpoint_mode="best")
+    with pytest.raises(mks.CheckpointError, match=r"save_freq: .* got 0"):
+        mks.autolog(checkpoint_save_freq=0)
+    assert mlflow_api.autologging_config("keras_subclass") is None
+
+
 def test_switched_off_fit_is_that_of_keras(on: Any) -> None:
     before = keras.Model.fit
     on()
