@@ -130,6 +130,7 @@ class Staged:
             outputs=_rows(named_specs(facts.output_spec) if facts.output_spec is not None else {}),
             parameter_count=facts.parameter_count,
             trainable_count=facts.trainable_count,
+            not_finite=facts.not_finite,
             globals=facts.globals,
             commit=facts.git.commit,
             branch=facts.git.branch,

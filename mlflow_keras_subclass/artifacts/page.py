@@ -273,11 +273,21 @@ def _row(tensors: Tensors, row: Mapping[str, str]) -> tuple[object, ...]:
     finite = values[np.isfinite(values)]
     if not finite.size:
         return (head, "", "", Raw('<span class="bad">no finite value</span>'))
-    counts = np.histogram(finite, bins=min(_BINS, max(4, finite.size // 4)))[0].tolist()
-    drawn: str = diagram.histogram(counts) if finite.size > 1 else ""
+    drawn: str = diagram.histogram(_counts(finite)) if finite.size > 1 else ""
     if finite.size < values.size:
         drawn += f'<span class="bad">{values.size - finite.size} not finite</span>'
-    return (head, f"{finite.mean():.3g} ± {finite.std():.3g}", f"{finite.min():.3g} … {finite.max():.3g}", Raw(drawn))
+    with np.errstate(over="ignore"):  # of float64
+        mean, deviation = finite.mean(), finite.std()
+    return (head, f"{mean:.3g} ± {deviation:.3g}", f"{finite.min():.3g} … {finite.max():.3g}", Raw(drawn))
+
+
+def _counts(values: np.ndarray[Any, Any]) -> list[int]:
+    """A histogram of any finite numbers: numpy's own bins fail where values are large, or close to each other."""
+    low, high = values.min(), values.max()
+    span = high / 2 - low / 2
+    places = (values / 2 - low / 2) / span if span > 0 else np.full(values.shape, 0.5)
+    counts: list[int] = np.histogram(places, bins=min(_BINS, max(4, values.size // 4)), range=(0, 1))[0].tolist()
+    return counts
 
 
 # --- what else was written

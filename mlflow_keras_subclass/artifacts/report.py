@@ -36,6 +36,7 @@ __all__ = ["REPORT_FILE", "Card", "TensorRow", "card", "note", "summary"]
 
 REPORT_FILE = "README.md"
 
+_MOST_LISTED = 10
 _GUIDE = {
     PAGE_FILE: "all of it on one page: the diagram of the calls, layers, weights, source, proof",
     f"{DATA_DIR}/{CONFIG_FILE}": "the class, its constructor's arguments, input and output spec, how it was compiled",
@@ -77,6 +78,7 @@ class Card:
 
     Attributes:
         uri: How to address it: ``models:/m-…``, or ``None`` when it lies in a directory.
+        not_finite: Paths of the weights that hold NaN or an infinity.
         globals: What the model's code reads from global variables and is stored with it, by name: what it is.
         files: The files of the model directory, as relative paths.
     """
@@ -89,6 +91,7 @@ class Card:
     outputs: tuple[TensorRow, ...]
     parameter_count: int
     trainable_count: int
+    not_finite: tuple[str, ...]
     globals: Mapping[str, str]
     commit: str | None
     branch: str | None
@@ -141,12 +144,19 @@ def _facts(record: Card) -> str:
         [
             f"- class: `{record.model_class}`",
             f"- parameters: {record.parameter_count:,} ({record.trainable_count:,} trainable, {fixed:,} not)",
+            *_not_finite(record),
             *_globals(record),
             f"- commit: {_commit(record)}",
             f"- made with: Python {record.python_version}, Keras {record.keras_version}, {record.backend} "
             f"{record.backend_version}",
         ]
     )
+
+
+def _not_finite(record: Card) -> list[str]:
+    if not record.not_finite:
+        return []
+    return [f"- NaN or infinite values in: {', '.join(f'`{path}`' for path in record.not_finite[:_MOST_LISTED])}"]
 
 
 def _globals(record: Card) -> list[str]:

@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 _WEIGHT_KINDS = ("layer", "untracked")
+_BLOCK = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +76,24 @@ _COLUMNS = ("path", "shape", "dtype", "parameters", "trainable", "kind", "sha256
 
 def write_variables(
     api: KerasApi, tree: ModelTree, writer: ArtifactWriter, shard_bytes: int | None
-) -> tuple[VariableRecord, ...]:
-    """Write ``state.safetensors``, in several files above ``shard_bytes``, and ``weights.csv``."""
-    sources = {path: _source(api, variable) for path, variable in tree.variables.items()}
+) -> tuple[tuple[VariableRecord, ...], tuple[str, ...]]:
+    """Write ``state.safetensors``, in several files above ``shard_bytes``, and ``weights.csv``.
+
+    Returns:
+        The rows of the table, and the paths of the weights that hold NaN or an infinity.
+    """
+    not_finite: list[str] = []
+
+    def value_of(path: str) -> np.ndarray[Any, Any]:
+        value = api.value(tree.variables[path])
+        if tree.kinds[path] in _WEIGHT_KINDS and not _is_finite(value):
+            not_finite.append(path)
+        return value
+
+    sources = {}
+    for path, variable in tree.variables.items():
+        shape, dtype = api.shape_and_dtype(variable)
+        sources[path] = TensorSource(shape=shape, dtype=dtype, value=functools.partial(value_of, path))
     digests = write_tensors(writer, STATE_FILE, sources, shard_bytes=shard_bytes)
     records = tuple(
         VariableRecord(
@@ -91,12 +107,20 @@ def write_variables(
         for path, source in sources.items()
     )
     writer.write_text(WEIGHTS_TABLE_FILE, _table(records))
-    return records
+    return records, tuple(not_finite)
 
 
-def _source(api: KerasApi, variable: Any) -> TensorSource:
-    shape, dtype = api.shape_and_dtype(variable)
-    return TensorSource(shape=shape, dtype=dtype, value=functools.partial(api.value, variable))
+def _is_finite(value: np.ndarray[Any, Any]) -> bool:
+    if value.dtype.kind in "biu":
+        return True
+    wide = np.complex64 if value.dtype.kind == "c" else np.promote_types(value.dtype, np.float32)
+    with np.errstate(all="ignore"):
+        # A sum takes no memory and is not finite where a term is not; it may also have overflowed.
+        if np.isfinite(value.sum(dtype=wide)):
+            return True
+    flat = value.reshape(-1)
+    blocks = (flat[start : start + _BLOCK].astype(wide) for start in range(0, flat.size, _BLOCK))
+    return all(np.isfinite(block).all() for block in blocks)
 
 
 def _table(records: Iterable[VariableRecord]) -> str:

@@ -216,6 +216,9 @@ class _Rebuild:
             if only is None:
                 state.restore_optimizers(api, verified, present, tree)
             self._restore_attributes(tree, decoder, compiled=compiled)
+        not_finite = [path for path in self._config.get("not_finite", ()) if only is None or path in only]
+        if not_finite:
+            _logger.warning("NaN or infinite values were logged in the weights %s.", ", ".join(not_finite))
         return model
 
     def _construct(

@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 import inspect
 import json
+import logging
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -53,6 +54,8 @@ from mlflow_keras_subclass.values import Encoder
 
 __all__ = ["ModelFacts", "add_json", "write"]
 
+_logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
@@ -65,6 +68,7 @@ class ModelFacts:
     output_spec: Structure | None
     parameter_count: int
     trainable_count: int
+    not_finite: tuple[str, ...]
     globals: Mapping[str, str]
     git: GitRecord
     third_party: tuple[str, ...]
@@ -204,7 +208,10 @@ class _Write:
         with findings.collected():
             definitions = class_definition.write(self._writer, captured.survey)
         findings.raise_any()
-        variables = state.write_variables(self._api, tree, self._writer, self._shard_bytes)
+        variables, not_finite = state.write_variables(self._api, tree, self._writer, self._shard_bytes)
+        if not_finite:
+            _logger.warning("NaN or infinite values are in the weights %s, and are stored so.", ", ".join(not_finite))
+            document["not_finite"] = list(not_finite)
         outputs, graph = _output_spec(self._api, self._model, inputs, tree.layers)
         document |= {"definitions": definitions.record.to_json(), "opaque": _opaque(self._encoder)}
         document |= config.specs_to_json(inputs, outputs)
@@ -229,6 +236,7 @@ class _Write:
             output_spec=outputs,
             parameter_count=total,
             trainable_count=trainable,
+            not_finite=not_finite,
             globals={name: _shown(self._api, name, value, variables) for name, value in self._globals.items()},
             git=git,
             third_party=definitions.record.third_party,

@@ -170,6 +170,23 @@ def test_values_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     assert "no finite value" in text
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.full(9, np.finfo("float32").min, "float32"),
+        np.array([1e300, -1.7e308, 1.7e308]),
+        np.full(9, 2**63 + 5, "uint64"),
+        np.array([1e18, np.nextafter(1e18, 2e18)]),
+        np.array([0.0, 5e-324]),
+    ],
+)
+def test_numbers_of_any_size_have_a_distribution(tmp_path: Path, values: np.ndarray[Any, Any]) -> None:
+    """A mask may hold the smallest number of its dtype."""
+    text = page(model_directory(tmp_path, {"": "demo:Net"}, {"mask": values}))
+
+    assert text.count("<svg") == 1
+
+
 def test_what_git_could_not_tell_is_said(tmp_path: Path) -> None:
     unknown = {"commit": None, "branch": None, "remote_url": None, "dirty": None, "status": "git-missing"}
     text = text_of(page(model_directory(tmp_path, {"": "Net"}, {}, git={**unknown, "patch_omitted": "too large"})))

@@ -19,6 +19,7 @@ RECORD = Card(
     ),
     outputs=(TensorRow(name=None, shape=(None, 1), dtype="float32"),),
     parameter_count=12345,
+    not_finite=(),
     globals={},
     trainable_count=12000,
     commit="0123456789abcdef0123456789abcdef01234567",

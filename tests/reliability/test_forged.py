@@ -7,6 +7,7 @@ an anchor. The tests of signatures and pinned digests are in tests/fast/test_tru
 
 import hashlib
 import importlib
+import logging
 import json
 import pickle
 import shutil
@@ -288,13 +289,33 @@ def test_35_array_too_many_has_no_effect(saved, tmp_path):
     np.testing.assert_array_equal(mks.load_model(root)(X), saved[1])
 
 
-def test_41_nan_that_was_saved_comes_back(tmp_path):
+@pytest.mark.parametrize("values", [[0.0, np.nan], [np.inf, -np.inf], [0.0, -np.inf]])
+def test_41_nan_that_was_saved_comes_back_with_a_recorded_warning(tmp_path, caplog, values):
     model = Net(2)
     model(X)
-    model.dense.bias.assign([np.nan, np.inf])
-    mks.save_model(model, tmp_path / "m", prove=False)
+    model.dense.bias.assign(values)
 
-    np.testing.assert_array_equal(mks.load_model(tmp_path / "m")(X), model(X))
+    with caplog.at_level(logging.WARNING, "mlflow_keras_subclass"):
+        mks.save_model(model, tmp_path / "m", prove=False)
+        assert "NaN or infinite values are in the weights dense.bias, and are stored so" in caplog.text
+        loaded = mks.load_model(tmp_path / "m")
+
+    np.testing.assert_array_equal(loaded(X), model(X))
+    assert "NaN or infinite values were logged in the weights dense.bias." in caplog.text
+    assert "NaN or infinite values in: `dense.bias`" in (tmp_path / "m" / "README.md").read_text()
+
+
+def test_41_numbers_that_are_large_are_no_infinities(tmp_path, caplog):
+    """Their sum is one."""
+    model = Net(2)
+    model(X)
+    model.dense.bias.assign([3e38, 3e38])
+
+    with caplog.at_level(logging.WARNING, "mlflow_keras_subclass"):
+        mks.save_model(model, tmp_path / "m", prove=False)
+        mks.load_model(tmp_path / "m")
+
+    assert "NaN" not in caplog.text
 
 
 @pytest.fixture(scope="module")
