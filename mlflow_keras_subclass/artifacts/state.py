@@ -13,8 +13,8 @@ import functools
 import hashlib
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -84,16 +84,16 @@ def write_variables(
     """
     not_finite: list[str] = []
 
-    def value_of(path: str) -> np.ndarray[Any, Any]:
-        value = api.value(tree.variables[path])
-        if tree.kinds[path] in _WEIGHT_KINDS and not _is_finite(value):
+    def noted(path: str, value: Callable[[], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        array = value()
+        if tree.kinds[path] in _WEIGHT_KINDS and not _is_finite(array):
             not_finite.append(path)
-        return value
+        return array
 
     sources = {}
     for path, variable in tree.variables.items():
-        shape, dtype = api.shape_and_dtype(variable)
-        sources[path] = TensorSource(shape=shape, dtype=dtype, value=functools.partial(value_of, path))
+        source = _source(api, variable)
+        sources[path] = replace(source, value=functools.partial(noted, path, source.value))
     digests = write_tensors(writer, STATE_FILE, sources, shard_bytes=shard_bytes)
     records = tuple(
         VariableRecord(
@@ -108,6 +108,11 @@ def write_variables(
     )
     writer.write_text(WEIGHTS_TABLE_FILE, _table(records))
     return records, tuple(not_finite)
+
+
+def _source(api: KerasApi, variable: Any) -> TensorSource:
+    shape, dtype = api.shape_and_dtype(variable)
+    return TensorSource(shape=shape, dtype=dtype, value=functools.partial(api.value, variable))
 
 
 def _is_finite(value: np.ndarray[Any, Any]) -> bool:

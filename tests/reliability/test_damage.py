@@ -10,6 +10,7 @@ import pickle
 import random
 import shutil
 import socket
+import stat
 import zipfile
 from pathlib import Path
 
@@ -109,8 +110,8 @@ def deep(root):
 
 
 def many(root):
-    for number in range(10_000):
-        (root / "keras_subclass" / f"{number}").touch()
+    for number in range(100_000):
+        os.close(os.open(root / "keras_subclass" / f"{number}", os.O_CREAT | os.O_WRONLY))
 
 
 def zipped(root):
@@ -198,7 +199,7 @@ DAMAGES = {
         "not in manifest",
     ),
     "58 deep tree": (deep, IntegrityError, "not in manifest"),
-    "58 ten thousand files": (many, IntegrityError, "not in manifest"),
+    "58 a hundred thousand files": (many, IntegrityError, "not in manifest"),
     "58 archive": (zipped, IntegrityError, r"manifest\.json is missing"),
     "58 path of 4 KB": (
         manifest_value(
@@ -219,6 +220,19 @@ def test_damage_is_refused_by_name(root, tmp_path, monkeypatch, name):
     with pytest.raises(kind, match=text):
         verify(root, TrustPolicy())
     assert not (tmp_path / "canary").exists()
+
+
+def test_26_device_is_refused_and_not_read(root):
+    """Who made one of ``/dev/zero`` would be read for ever."""
+    path = root / "keras_subclass/config.json"
+    path.unlink()
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))
+    except PermissionError:
+        pytest.skip("only root makes devices")
+
+    with pytest.raises(IntegrityError, match="no regular file"):
+        verify(root, TrustPolicy())
 
 
 def test_the_canary_would_sing(tmp_path, monkeypatch):

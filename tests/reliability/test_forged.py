@@ -7,8 +7,8 @@ an anchor. The tests of signatures and pinned digests are in tests/fast/test_tru
 
 import hashlib
 import importlib
-import logging
 import json
+import logging
 import pickle
 import shutil
 import sys
