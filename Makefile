@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: $(EXAMPLES) bench bench-large bench-predict bench-serve bench-spark bench-start clean comparison demo docs examples format golden help lint soak test test-backends test-distribute test-fast test-faults test-fuzz test-fuzz-server test-jax test-matrix test-mutants test-random test-ray test-real test-serving-environments test-spark-cluster test-tf-keras test-torch test-ui
+.PHONY: $(EXAMPLES) bench bench-large bench-predict bench-serve bench-spark bench-start build clean comparison demo docs examples format golden help lint soak test test-backends test-build test-distribute test-fast test-faults test-fuzz test-fuzz-server test-jax test-matrix test-mutants test-random test-ray test-real test-serving-environments test-spark-cluster test-tf-keras test-torch test-ui
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -161,6 +161,13 @@ test-mutants: $(READY)  ## Take each check out of trust.py: every time a test mu
 
 test-ui: $(READY)  ## MLflow's pages in a real Chromium (apt install chromium chromium-driver)
 	$(BIN)/python -m pytest ui
+
+build: $(READY)  ## The wheel and the sdist, in dist/
+	rm -rf dist
+	$(BIN)/uv build --quiet
+
+test-build: build  ## Install the wheel and the sdist on each Python, and log and load there (minutes)
+	$(BIN)/python tests/distribution.py dist --uv $(BIN)/uv
 
 golden: $(READY)  ## Make the golden artifact of a new format version
 	$(BIN)/python tests/golden/make.py

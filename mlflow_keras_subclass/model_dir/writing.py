@@ -51,6 +51,7 @@ from mlflow_keras_subclass.model_tree import GLOBALS, ModelTree, set_globals, wa
 from mlflow_keras_subclass.specs import InputSpec, Structure, observe, observe_call
 from mlflow_keras_subclass.tensors import array_source, write_tensors
 from mlflow_keras_subclass.values import Encoder
+from mlflow_keras_subclass.version import __version__
 
 __all__ = ["ModelFacts", "add_json", "write"]
 
@@ -400,7 +401,7 @@ def _versions(api: KerasApi) -> Versions:
         numpy=np.__version__,
         cloudpickle=importlib.metadata.version("cloudpickle"),
         mlflow=importlib.metadata.version("mlflow"),
-        mlflow_keras_subclass=importlib.metadata.version("mlflow-keras-subclass"),
+        mlflow_keras_subclass=__version__,
     )
 
 
