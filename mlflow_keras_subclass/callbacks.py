@@ -203,9 +203,8 @@ class ModelCheckpoint(keras.callbacks.Callback):  # type: ignore[misc] # Keras c
 class AutologCheckpoint(ModelCheckpoint):
     """What ``autolog(checkpoint=True)`` adds: an error is a warning, and training goes on without checkpoints."""
 
-    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Try again in each training."""
-        super().on_train_begin(logs)
+    def _start_over(self) -> None:
+        super()._start_over()
         self._has_failed = False
 
     def _checkpoint(self, logs: Mapping[str, Any] | None, *, step: int) -> None:

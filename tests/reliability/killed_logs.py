@@ -91,7 +91,7 @@ def reported(work, folder):
         found = work()
         (folder / "found.json").write_text(json.dumps(found))
 
-    ended = forked(write, timeout_s=3000)
+    ended = forked(write, timeout_s=4 * 3600)
     file = folder / "found.json"
     return (json.loads(file.read_text()) if file.exists() else None), ended
 
