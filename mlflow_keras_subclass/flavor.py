@@ -78,13 +78,26 @@ def _keep(staged: Staged, prepared: _Prepared, error: Exception, *, filled: bool
     _logger.error(
         "The model was not logged: %s. It is complete in %s; load it from there, or log it again.", _shown(error), kept
     )
-    if prepared.model_id is not None and not filled:
-        try:
-            mlflow.MlflowClient().finalize_logged_model(prepared.model_id, LoggedModelStatus.FAILED)
-        except (
-            Exception
-        ) as second:  # The server that refused the files may be gone; the first error is the one to tell.
-            _logger.warning("The logged model %s could not be marked as failed: %s", prepared.model_id, second)
+    if filled:
+        return
+    try:
+        for model_id in _pending(staged) if prepared.model_id is None else [prepared.model_id]:
+            mlflow.MlflowClient().finalize_logged_model(model_id, LoggedModelStatus.FAILED)
+    except Exception as second:
+        # The server that refused the files may be gone; the first error is the one to tell.
+        name = "that was begun" if prepared.model_id is None else prepared.model_id
+        _logger.warning("The logged model %s could not be marked as failed: %s", name, second)
+
+
+def _pending(staged: Staged) -> list[str]:
+    """The logged model that the store created although the answer was an error, so that nobody was told its ID."""
+    run = mlflow.active_run()
+    found = mlflow.search_logged_models(
+        experiment_ids=[run.info.experiment_id] if run else None,
+        filter_string=f"tags.`{DIGEST_TAG}` = '{staged.facts.manifest_sha256}'",
+        output_format="list",
+    )
+    return [item.model_id for item in found if item.status == LoggedModelStatus.PENDING]
 
 
 def _shown(error: Exception) -> str:

@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 from faults import Faults, numbers
 from mlflow.exceptions import MlflowException
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 import mlflow_keras_subclass as mks
 from mlflow_keras_subclass.trust import TrustPolicy, verify
@@ -262,6 +264,36 @@ def test_upload_that_fails(model, store, experiment, mode, caplog):
     kept = Path(re.search(r"It is complete in (\S+);", "\n".join(ours))[1])
     assert "hunter2" not in "\n".join(ours)
     np.testing.assert_array_equal(mks.load_model(kept)(X), model(X))
+
+
+def test_model_that_was_created_although_the_answer_was_an_error(model, experiment, caplog):
+    """Nobody was told its ID."""
+    seen = []
+
+    def statement(_connection, _cursor, text, *_):
+        if text.startswith("INSERT INTO logged_models "):
+            seen.append("created")
+
+    def commit(_connection):
+        if seen == ["created", "committed"]:
+            seen.append("failed")
+            raise OSError(errno.EIO, "Input/output error")
+        if seen == ["created"]:
+            seen.append("committed")
+
+    listeners = [(Engine, "before_cursor_execute", statement), (Engine, "commit", commit)]
+    for listener in listeners:
+        event.listen(*listener)
+    try:
+        with mlflow.start_run(experiment_id=experiment), pytest.raises(MlflowException, match="Input/output error"):
+            mks.log_model(model, name="net", prove=False)
+    finally:
+        for listener in listeners:
+            event.remove(*listener)
+
+    found = mlflow.search_logged_models(experiment_ids=[experiment], output_format="list")
+    assert [item.status.name for item in found] == ["FAILED"]
+    assert "It is complete in" in caplog.text
 
 
 def test_upload_that_is_refused_twice_is_tried_again(model, store, experiment):
