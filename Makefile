@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 EXAMPLES := image-classifier variational-autoencoder text-classifier two-tower-recommender seed-patterns
-.PHONY: $(EXAMPLES) bench bench-large bench-predict bench-serve bench-spark bench-start build clean comparison demo docs examples format golden help lint soak test test-backends test-build test-distribute test-fast test-faults test-fuzz test-fuzz-server test-jax test-matrix test-mutants test-random test-ray test-real test-serving-environments test-spark-cluster test-tf-keras test-torch test-ui
+.PHONY: $(EXAMPLES) bench bench-large bench-predict bench-serve bench-spark bench-start build clean comparison demo docs examples format golden help lint soak test test-backends test-build test-distribute test-fast test-faults test-fuzz test-fuzz-server test-jax test-matrix test-matrix-slice test-mutants test-random test-ray test-real test-serving-environments test-spark-cluster test-tf-keras test-torch test-ui
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 26
@@ -84,8 +84,12 @@ $(REAL_ENVIRONMENTS): .venvs/%/.ready: $(READY)
 test-real: $(REAL_ENVIRONMENTS)  ## Models of published packages; writes docs/real_models.md (an hour)
 	$(BIN)/python tests/real --environments .venvs
 
-test-matrix: $(READY)  ## Each Python with the oldest and newest versions, each loading what each other logged
+# It goes on where it was stopped, and begins anew when the package or its models have changed.
+test-matrix: $(READY) .venvs/jax/.ready .venvs/torch/.ready .venvs/tf-keras/.ready  ## Every Python, oldest and newest versions and backends, each loading what each other logged; writes docs/compatibility.md (an hour)
 	$(BIN)/python tests/matrix --environments .venvs --uv $(BIN)/uv
+
+test-matrix-slice: $(READY)  ## The same with a few models on this Python only; writes nothing
+	$(BIN)/python tests/matrix --environments .venvs --uv $(BIN)/uv --slice
 
 test-torch: .venvs/torch/.ready  ## The zoo with Keras on torch
 	KERAS_BACKEND=torch .venvs/torch/bin/python -m pytest tests/test_zoo.py tests/test_graph_backends.py
@@ -169,7 +173,7 @@ build: $(READY)  ## The wheel and the sdist, in dist/
 test-build: build  ## Install the wheel and the sdist on each Python, and log and load there (minutes)
 	$(BIN)/python tests/distribution.py dist --uv $(BIN)/uv
 
-golden: $(READY)  ## Make the golden artifact of a new format version
+golden: $(READY)  ## Make the golden artifact of a new format version, for this Python
 	$(BIN)/python tests/golden/make.py
 
 docs: $(READY)  ## Build the documentation into site/, without a network

@@ -106,7 +106,7 @@ def _compare(request: dict[str, Any]) -> dict[str, Any]:
     verified = trust.verify(root, trust.TrustPolicy())
     if request.get("graph"):
         return {"graph": model_dir.verify_graph(verified)}
-    keras_api.for_runtime(verified.manifest.versions.keras_distribution)  # Keras reads settings of its own
+    keras_api.for_versions(verified.manifest.versions)  # Keras reads settings of its own
     with _shipped_code(root / "code"), _FILES_READ.noted(root) as files_read:
         model = model_dir.rebuild(verified, route=request["route"])
     compared = {**model_dir.compare(verified, model), "files_read": files_read}

@@ -81,7 +81,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Se
 
 def _serve_class(verified: VerifiedModel, options: ServingOptions) -> ServedModel:
     prefer_backend(verified.manifest)
-    api = keras_api.for_runtime(verified.manifest.versions.keras_distribution)
+    api = keras_api.for_versions(verified.manifest.versions)
     api.enable_memory_growth()
     if (threads := options.threads or threads_of_a_worker()) is not None:
         api.set_threads(threads)

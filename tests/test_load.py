@@ -505,3 +505,67 @@ def test_some_of_the_variables_for_transfer_learning(saved):
 def test_a_part_that_is_not_there_is_refused(saved, options, text):
     with pytest.raises(mks.KerasSubclassError, match=text):
         mks.load_model(saved[0], **options)
+
+
+class OnBody(keras.Model):
+    def __init__(self, body, head):
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def call(self, x):
+        return self.head(self.body(x))
+
+
+@pytest.fixture(scope="module")
+def on_body(tmp_path_factory):
+    inputs = keras.Input((4,))
+    model = OnBody(keras.Model(inputs, keras.layers.Dense(3)(inputs)), keras.layers.Dense(2, activation="tanh"))
+    path = tmp_path_factory.mktemp("on_body") / "model"
+    expected = np.asarray(model(X))
+    mks.save_model(model, path)
+    return path, expected
+
+
+def with_argument_of_a_newer_keras(value):
+    """An ``edit`` for ``forged``: each Dense is described with one more argument, as another release writes it."""
+
+    def extend(node):
+        # Pairs in a graph's description, whose order is kept; a layer's own is a plain object.
+        if isinstance(node, list) and ["bias_constraint", None] in node:
+            node.append(["of_a_newer_keras", value])
+        elif isinstance(node, dict) and "bias_constraint" in node:
+            node["of_a_newer_keras"] = value
+        for item in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            extend(item)
+
+    return edit_json("config.json", lambda content: extend(content["constructor"]))
+
+
+def test_what_a_newer_keras_writes_of_arguments_that_were_left_out_is_passed_over(on_body, tmp_path):
+    copy = forged(on_body[0], tmp_path / "copy", with_argument_of_a_newer_keras(None))
+    assert (copy / "keras_subclass/config.json").read_text().count("of_a_newer_keras") == 2
+
+    model = mks.load_model(copy)
+
+    np.testing.assert_array_equal(np.asarray(model(X)), on_body[1])
+
+
+def test_an_argument_of_a_newer_keras_with_a_value_is_refused_with_the_version(on_body, tmp_path):
+    def edit(root):
+        with_argument_of_a_newer_keras(3)(root)
+        edit_json("manifest.json", lambda content: content["versions"].update(keras="3.99.0"))(root)
+
+    copy = forged(on_body[0], tmp_path / "copy", edit)
+
+    with pytest.raises(mks.RebuildError, match=r"of_a_newer_keras(.|\n)*logged with Keras 3\.99\.0, here 3"):
+        mks.load_model(copy)
+
+
+def test_keras_that_is_not_there_is_named_with_its_version(saved, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf_keras", None)
+    copy = logged_with(saved, tmp_path / "copy", keras_distribution="tf_keras", keras="2.21.0")
+
+    for load in (mks.load_model, lambda path: mlflow.pyfunc.load_model(str(path))):
+        with pytest.raises(MlflowException, match=r"logged with tf_keras 2\.21\.0(.|\n)*Install tf-keras==2\.21\.0"):
+            load(copy)

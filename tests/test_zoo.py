@@ -17,13 +17,13 @@ BACKEND = "tf_keras" if LEGACY else os.environ.get("KERAS_BACKEND", "tensorflow"
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
-    found = {}
-    for mode in ("log", "load"):
-        command = [sys.executable, "-I", str(HERE / "zoo_runner.py"), mode, str(folder), "cloudpickle"]
+    results = tmp_path_factory.mktemp("results")
+    for arguments in (("log", folder, "cloudpickle"), ("load", results, folder)):
+        command = [sys.executable, "-I", HERE / "zoo_runner.py", *arguments]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr[-4000:]
-        found[mode] = json.loads((folder / f"{mode}.json").read_text())
-    return found
+    files = {"log": folder / "log.json", "load": results / f"{folder.name}.json"}
+    return {mode: json.loads(file.read_text()) for mode, file in files.items()}
 
 
 @pytest.mark.parametrize(("name", "refused"), names_of_cases(BACKEND))

@@ -1,7 +1,9 @@
-"""Logs or loads the zoo in a process of its own: ``python -I zoo_runner.py log|load FOLDER FORMAT [CASE …]``.
+"""Logs or loads the zoo in a process of its own, and writes a JSON object with one verdict for each case.
 
-``log`` writes one model directory for each case and the reference outputs of the live model beside it; ``load`` runs
-where the zoo cannot be imported, and prints a JSON object with one verdict for each case.
+``python -I zoo_runner.py log FOLDER FORMAT [CASE …]`` writes one model directory for each case, the reference outputs
+of the live model inside, and ``log.json`` beside them; ``PROVE=0`` leaves out the proof. ``python -I zoo_runner.py load
+RESULTS FOLDER …`` runs where the zoo cannot be imported, and writes ``RESULTS/NAME.json`` for each folder of that name
+as soon as it is done.
 """
 
 import importlib
@@ -71,6 +73,10 @@ def differences(expected, got):
     return f"{text} by at most {most:.1e}"
 
 
+def integers_alike(arrays):
+    return [array.astype("int64") if array.dtype.kind in "iu" else array for array in arrays]
+
+
 class References(pickle.Unpickler):
     """Reads what another major version of numpy wrote, which calls one of its modules otherwise."""
 
@@ -80,7 +86,7 @@ class References(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def log(folder, serialization_format, only):
+def log(folder, serialization_format, *only):
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
     from zoo import CASES, modules
 
@@ -100,8 +106,9 @@ def log(folder, serialization_format, only):
     return verdicts
 
 
-def log_case(path, case, serialization_format, *, prove=True):
+def log_case(path, case, serialization_format):
     model, inputs = case.build()
+    prove = os.environ.get("PROVE") != "0"
     mks.save_model(model, path, serialization_format=serialization_format, prove=prove)
     api = keras_api.for_model(model)
     # Before any call, which may change a seed or a recurrent state.
@@ -114,7 +121,7 @@ def log_case(path, case, serialization_format, *, prove=True):
         served = [arrays, listed(flattened(call(*spec.bind(arrays))))]
     native = flat(api, model(*as_called(api, inputs))) if inputs and not case.random else []
     trainable = len(model.trainable_variables)
-    (path / "reference.pickle").write_bytes(pickle.dumps((inputs, native, served, state, trainable)))
+    (path / "reference.pickle").write_bytes(pickle.dumps((inputs, native, served, state, trainable, api.backend)))
     return "logged"
 
 
@@ -132,12 +139,16 @@ def load_case(path):
     import mlflow
 
     with (path / "reference.pickle").open("rb") as file:
-        inputs, native, served, state, trainable = References(file).load()
+        inputs, native, served, state, trainable, backend = References(file).load()
     try:
         model = mks.load_model(path)
         api = keras_api.for_model(model)
         values = [api.value(variable) for variable in model.variables if api.is_variable(variable)]
-        problem = differences([value for _, value in state], values)
+        stored = [value for _, value in state]
+        if api.backend != backend:
+            # Seeds and counters are integers of another width on each backend.
+            stored, values = integers_alike(stored), integers_alike(values)
+        problem = differences(stored, values)
         if not problem and len(model.trainable_variables) != trainable:
             problem = f"{trainable} trainable variables became {len(model.trainable_variables)}"
         if not problem and native:
@@ -154,6 +165,9 @@ def load_case(path):
 
 
 if __name__ == "__main__":
-    mode, target, form, *cases = sys.argv[1:]
-    result = log(pathlib.Path(target), form, cases) if mode == "log" else load(pathlib.Path(target))
-    pathlib.Path(target, f"{mode}.json").write_text(json.dumps(result))
+    mode, target, *rest = sys.argv[1:]
+    if mode == "log":
+        pathlib.Path(target, "log.json").write_text(json.dumps(log(pathlib.Path(target), *rest)))
+    else:
+        for folder in map(pathlib.Path, rest):
+            pathlib.Path(target, f"{folder.name}.json").write_text(json.dumps(load(folder)))

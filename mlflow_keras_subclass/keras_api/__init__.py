@@ -1,8 +1,8 @@
 """The seam: everything that this package asks of Keras goes through ``KerasApi``; Keras is imported here only.
 
-``for_model`` and ``for_runtime`` import Keras when called, never before: importing it fixes the backend. The word
-backend means tensorflow, jax or torch, as in Keras. The rest of the package asks ``KerasApi`` by its methods, and
-never Keras itself. Imports errors and specs.
+``for_model``, ``for_runtime`` and ``for_versions`` import Keras when called, never before: importing it fixes the
+backend. The word backend means tensorflow, jax or torch, as in Keras. The rest of the package asks ``KerasApi`` by its
+methods, and never Keras itself. Imports errors, manifest and specs.
 
 ``common`` holds what is asked, ``keras3`` and ``legacy`` (tf_keras, the continuation of Keras 2) how it is answered.
 """
@@ -13,12 +13,13 @@ import functools
 import importlib
 from typing import Any
 
-from mlflow_keras_subclass.errors import CaptureError
+from mlflow_keras_subclass.errors import CaptureError, RebuildError
 from mlflow_keras_subclass.keras_api.common import KerasApi
 from mlflow_keras_subclass.keras_api.keras3 import Keras3Api
 from mlflow_keras_subclass.keras_api.legacy import LegacyApi
+from mlflow_keras_subclass.manifest import Versions
 
-__all__ = ["KerasApi", "for_model", "for_runtime"]
+__all__ = ["KerasApi", "for_model", "for_runtime", "for_versions"]
 
 _SIDES: dict[str, type[KerasApi]] = {side.distribution: side for side in (Keras3Api, LegacyApi)}
 
@@ -27,6 +28,22 @@ _SIDES: dict[str, type[KerasApi]] = {side.distribution: side for side in (Keras3
 def for_runtime(distribution: str = "keras") -> KerasApi:
     """The seam to a Keras of this process, imported now if it was not: ``keras`` or ``tf_keras``."""
     return _SIDES[distribution](importlib.import_module(distribution))
+
+
+def for_versions(versions: Versions) -> KerasApi:
+    """The seam to the Keras that a model was logged with, in whatever version it is here.
+
+    Raises:
+        RebuildError: That Keras is not installed.
+    """
+    try:
+        return for_runtime(versions.keras_distribution)
+    except ModuleNotFoundError as error:
+        name = versions.keras_distribution
+        raise RebuildError(
+            f"The model was logged with {name} {versions.keras}, which cannot be imported here: {error}. "
+            f"Install {name.replace('_', '-')}=={versions.keras}."
+        ) from error
 
 
 def for_model(model: Any) -> KerasApi:

@@ -18,7 +18,7 @@ import numpy as np
 
 from mlflow_keras_subclass.errors import FormatError
 from mlflow_keras_subclass.keras_api import devices, inference, torch_state
-from mlflow_keras_subclass.keras_api.configs import is_purely_keras
+from mlflow_keras_subclass.keras_api.configs import is_purely_keras, on_every_backend, without_unknown_nulls
 from mlflow_keras_subclass.keras_api.construction import without_pretrained_weights
 from mlflow_keras_subclass.keras_api.tensorflow_memory import taken_over
 from mlflow_keras_subclass.registry_lock import NAMES_BY_CLASS, REGISTRY_LOCK
@@ -424,7 +424,7 @@ class KerasApi(abc.ABC):
 
     def serialize(self, value: Any) -> Any:
         """Keras' own configuration of one of its own objects or functions."""
-        return self.keras.saving.serialize_keras_object(value)
+        return on_every_backend(self.keras.saving.serialize_keras_object(value))
 
     def deserialize(self, config: Any) -> Any:
         """The inverse of ``serialize``, in safe mode.
@@ -437,7 +437,34 @@ class KerasApi(abc.ABC):
                 f"A configuration of Keras names marshalled code, a file or what is not Keras' own: {config!r:.300}. "
                 "Nothing of this kind is written when a model is logged, and it is not read."
             )
-        return self.keras.saving.deserialize_keras_object(config, safe_mode=True)
+        return self._read(config, lambda read: self.keras.saving.deserialize_keras_object(read, safe_mode=True))
+
+    def functional(self, config: Any, custom_objects: Mapping[str, Any]) -> Any:
+        """A Functional model of Keras' own class from the description of its graph, in safe mode as ``deserialize``.
+
+        Args:
+            config: What the model's ``get_config`` returned.
+            custom_objects: Stand for the layers that the description does not describe.
+
+        Raises:
+            FormatError: ``config`` names what is not Keras' own, marshalled code or a file.
+        """
+        if not self.is_purely_own(config):
+            raise FormatError("config: a graph names marshalled code, a file or what is not Keras' own; not read.")
+        return self._read(config, lambda read: self.functional_class.from_config(read, custom_objects=custom_objects))
+
+    def _read(self, config: Any, read: Callable[[Any], Any]) -> Any:
+        """What ``read`` makes of a configuration, or else of what an older release of Keras knows of it."""
+        known = without_unknown_nulls(self.keras, config)  # Before Keras takes it apart as it reads.
+        if known == config:
+            return read(config)
+        try:
+            return read(config)
+        except (TypeError, ValueError) as error:
+            # The first error names all that is not known, whatever becomes of the rest.
+            with contextlib.suppress(TypeError, ValueError):
+                return read(known)
+            raise error
 
     def registered_names(self) -> dict[str, Any]:
         """Everything registered under a name with Keras in this process."""

@@ -91,7 +91,8 @@ class Keras3Api(KerasApi):
             inputs = keras.Input((1,))
             functional = keras.Model(inputs, keras.layers.Identity()(inputs))
             sequential = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
-        names = {name for item in (layer, model, compiled, functional, sequential) for name in vars(item)}
+        made = (layer, model, compiled, functional, sequential)
+        names = {name for item in made for name in self.attributes(item)}
         late = {"_is_default", "_predict_on_batch", "_test_counter", "_train_counter", "autocast", "optimizer"}
         return frozenset(names | late)
 

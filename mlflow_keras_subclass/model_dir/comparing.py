@@ -137,7 +137,7 @@ def verify_graph(verified: VerifiedModel) -> str:
     found = load_graph(verified)
     spec, _ = read_specs(verified)
     assert spec is not None  # load_graph refuses that
-    api = keras_api.for_runtime(verified.manifest.versions.keras_distribution)
+    api = keras_api.for_versions(verified.manifest.versions)
 
     def ask(arrays: Mapping[str | None, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         return [np.asarray(item) for item in found.form.leaves(found(*spec.bind(arrays)))]

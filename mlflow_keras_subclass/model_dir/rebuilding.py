@@ -75,7 +75,7 @@ def rebuild(
 def _compare_versions(verified: VerifiedModel) -> None:
     """Refuse another major version of Keras, and tell of another minor version of Keras or the backend."""
     recorded = verified.manifest.versions
-    api = keras_api.for_runtime(recorded.keras_distribution)
+    api = keras_api.for_versions(recorded)
     if _major(api.version) != _major(recorded.keras):
         raise RebuildError(
             f"{verified.root}: {verified.manifest.model_class} was logged with Keras {recorded.keras}, and this is "
@@ -92,7 +92,7 @@ def _compare_versions(verified: VerifiedModel) -> None:
 def _other_versions(verified: VerifiedModel) -> list[str]:
     """Keras and the backend, each if its minor version is another one than the model was logged with."""
     recorded = verified.manifest.versions
-    api = keras_api.for_runtime(recorded.keras_distribution)
+    api = keras_api.for_versions(recorded)
     pairs = [("Keras", recorded.keras, api.version)]
     if api.backend == recorded.backend:
         pairs.append((api.backend, recorded.backend_version, api.backend_version))
@@ -192,7 +192,7 @@ class _Rebuild:
         self._config = verified.read_json(CONFIG_FILE)
         self._structure = verified.read_json(STRUCTURE_FILE)
         self._globals: Mapping[str, Any] = self._config.get("globals", {})
-        self._api = keras_api.for_runtime(verified.manifest.versions.keras_distribution)
+        self._api = keras_api.for_versions(verified.manifest.versions)
 
     def run(self, *, compile: bool, device: str | None) -> Any:
         api, verified = self._api, self._verified

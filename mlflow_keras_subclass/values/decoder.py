@@ -211,9 +211,6 @@ class Decoder:
 
     def _functional(self, value: dict[str, Any]) -> Any:
         spec = value["$functional"]
-        config = self.decode(spec["config"])
-        if not self._api.is_purely_own(config):
-            raise FormatError("config: a graph names marshalled code, a file or what is not Keras' own; not read.")
         api, layers = self._api, {name: self.decode(item) for name, item in spec["layers"].items()}
 
         class _Decoded:
@@ -226,7 +223,7 @@ class Decoder:
                 api.rename(layer, config["name"])
                 return layer
 
-        return api.functional_class.from_config(config, custom_objects={"_Decoded": _Decoded})
+        return api.functional(self.decode(spec["config"]), {"_Decoded": _Decoded})
 
     def _object(self, value: dict[str, Any]) -> Any:
         if value["$object"] not in self._objects:

@@ -34,12 +34,15 @@ class Portable(keras.Model):
 
     def __init__(self, width, depth, scales=(1.0, 0.5)):
         super().__init__()
+        # Keras keeps a handle of the backend on the one, and a graph in the other, which torch has among its modules.
+        self.scaled = keras.Sequential([keras.Input((8,)), keras.layers.Rescaling(0.5), keras.layers.Dense(8)])
         self.blocks = [Residual(width) for _ in range(depth)]
         self.attention = keras.layers.MultiHeadAttention(2, 4)
         self.heads = {"mean": keras.layers.Dense(1), "scale": keras.layers.Dense(1)}
         self.scales = scales
 
     def call(self, x, training=False):
+        x = self.scaled(x)
         for block, scale in zip(self.blocks, self.scales, strict=True):
             x = block(x, training=training) * scale
         sequence = keras.ops.reshape(x, (-1, 2, 4))
@@ -49,7 +52,8 @@ class Portable(keras.Model):
 
 def portable():
     model = Portable(8, 2)
-    model.compile("adam", loss={"mean": "mse", "scale": "mse"}, jit_compile=False)
+    # An object: on torch its class is one of torch's own.
+    model.compile(keras.optimizers.AdamW(0.01), loss={"mean": "mse", "scale": "mse"}, jit_compile=False)
     y = {name: X[:, :1] * 2 for name in ("mean", "scale")}
     model.fit(X, y, epochs=2, batch_size=3, verbose=0)
     return model

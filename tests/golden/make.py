@@ -1,6 +1,7 @@
-"""Makes the golden artifact of the current format version: ``python tests/golden/make.py`` (``make golden``).
+"""Makes the golden artifact of the current format version and this Python: ``python tests/golden/make.py``.
 
-Run once for each format version, by the release that writes it, and committed. It refuses to replace one.
+Run once for each format version on each Python, by the release that writes it (``make golden PYTHON=python3.12
+VENV=.venvs/golden-3.12``), and committed. It refuses to replace one.
 """
 
 import sys
@@ -23,11 +24,12 @@ def main():
     model = GoldenNet(4, names=("a", "b", "c"))
     model.compile(keras.optimizers.Adam(0.01), loss="mse")
     model.fit(x, np.ones((16, 3), "float32"), epochs=1, verbose=0)
-    target = HERE / f"format-{FORMAT_VERSION}"
+    target = HERE / f"format-{FORMAT_VERSION}-python-{sys.version_info.major}.{sys.version_info.minor}"
     target.mkdir()
     # Below MLflow: its files and the bundled loader are not what the format version promises.
     model_dir.write(model, target / "model", provenance="off")
-    np.savez(target / "expected.npz", x=x, y=np.asarray(model(x)))
+    variables = [np.asarray(variable) for variable in model.variables]
+    np.savez(target / "expected.npz", *variables, x=x, y=np.asarray(model(x)))
     print(target)
 
 

@@ -51,7 +51,7 @@ def log_model(path, model):
 
     case = zoo_runner.Loggable(build=model.build)
     try:
-        return zoo_runner.log_case(path, case, "cloudpickle", prove=os.environ.get("PROVE") != "0")
+        return zoo_runner.log_case(path, case, "cloudpickle")
     except KerasSubclassError as error:
         return f"refused: {error}"
 
