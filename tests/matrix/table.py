@@ -15,7 +15,7 @@ TOLERANCE = 1e-5
 KINDS = ("exact", "close", "refused", "wrong")
 _ABOUT = """\
 `make test-matrix` makes this page: {cases} models of the zoo ({today}, CPU). Each environment logs those that its
-Keras and backend have, and loads in one process what all of them logged, where the source is absent.
+Keras and backend have, without the proof, and loads in one process what all of them logged, where the source is absent.
 
 - *exact*: every variable, the native call and the pyfunc's answers are the same bit for bit. On another backend, where
   seeds and counters are integers of another width, they are compared by value.
