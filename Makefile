@@ -85,11 +85,11 @@ test-real: $(REAL_ENVIRONMENTS)  ## Models of published packages; writes docs/re
 	$(BIN)/python tests/real --environments .venvs
 
 # It goes on where it was stopped, and begins anew when the package or its models have changed.
-test-matrix: $(READY) .venvs/jax/.ready .venvs/torch/.ready .venvs/tf-keras/.ready  ## Every Python, oldest and newest versions and backends, each loading what each other logged; writes docs/compatibility.md (an hour)
-	$(BIN)/python tests/matrix --environments .venvs --uv $(BIN)/uv
+test-matrix: $(READY) .venvs/jax/.ready .venvs/torch/.ready .venvs/tf-keras/.ready  ## Every Python, oldest and newest, and each backend load what each other logged (an hour)
+	PYTHONPATH=tests $(BIN)/python tests/matrix --environments .venvs --uv $(BIN)/uv
 
 test-matrix-slice: $(READY)  ## The same with a few models on this Python only; writes nothing
-	$(BIN)/python tests/matrix --environments .venvs --uv $(BIN)/uv --slice
+	PYTHONPATH=tests $(BIN)/python tests/matrix --environments .venvs --uv $(BIN)/uv --slice
 
 test-torch: .venvs/torch/.ready  ## The zoo with Keras on torch
 	KERAS_BACKEND=torch .venvs/torch/bin/python -m pytest tests/test_zoo.py tests/test_graph_backends.py

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matrix.table import TOLERANCE
 
 BACKENDS = ("tensorflow", "jax", "torch")
 PAIRS = [(logged, loaded) for logged in BACKENDS for loaded in BACKENDS]
 OTHERS = [pair for pair in PAIRS if pair[0] != pair[1]]
 LINES = {"tensorflow": "tf.where(", "jax": "jnp.where(", "torch": "torch.where("}
-# Of float32 over a few layers; 1.2e-7 was seen for one of them.
-TOLERANCE = 1e-5
 
 
 def run(backend: str, verb: str, folder: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from matrix import table
+from matrix.__main__ import is_current
 
 NAMES = ["a", "b", "c"]
 BYTECODE = (
@@ -70,3 +74,17 @@ def test_what_is_wrong_fails_the_run_and_is_named(where: str) -> None:
     assert not is_fine
     named = {"logged": "`one`, logged in a: ValueError: no", "loaded": "`one` (a → a): TypeError: unknown keyword"}
     assert f"## Wrong\n\n- {named[where]}" in text
+
+
+def test_what_was_found_holds_until_what_it_was_found_from_changes(tmp_path: Path) -> None:
+    file, first, second = (tmp_path / name for name in ("file", "first", "second"))
+    for time, path in enumerate((first, second, file)):
+        path.touch()
+        os.utime(path, (time, time))
+
+    assert is_current(file, first, second)
+    os.utime(second, (3, 3))
+    assert not is_current(file, first, second)
+    second.unlink()
+    assert not is_current(file, first, second)
+    assert not is_current(tmp_path / "other", first)

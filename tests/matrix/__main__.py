@@ -1,4 +1,4 @@
-"""``python tests/matrix``: logs a part of the zoo in each environment, and loads all of it in each environment.
+"""``PYTHONPATH=tests python tests/matrix``: a part of the zoo, logged in each environment and loaded in each.
 
 The environments are each Python with the newest and the oldest versions that ``pyproject.toml`` allows, made by uv, and
 Keras on JAX, on torch, and tf_keras. Each logs in one process, and loads what all of them logged in another one. What
@@ -16,8 +16,9 @@ import subprocess
 import sys
 import time
 
-from environments import ENVIRONMENTS, ROOT, of_python, running
-from table import page
+from matrix.environments import ENVIRONMENTS, ROOT, of_python
+from matrix.table import page
+from pythons import running
 
 RUNNER = ROOT / "tests" / "zoo_runner.py"
 CASES = {

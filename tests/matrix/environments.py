@@ -6,11 +6,11 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass, field
 
+from pythons import PYTHONS, interpreter
+
 ROOT = pathlib.Path(__file__).parents[2]
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 _CHOSEN = {"KERAS_BACKEND", "TF_USE_LEGACY_KERAS"}
 
 
@@ -70,24 +70,6 @@ def of_python(version):
     """One Python, with TensorFlow."""
     ages = ("newest", "oldest")
     return [Environment(f"{version}-{age}", f"matrix-{version}-{age}", python=version, age=age) for age in ages]
-
-
-def interpreter(version):
-    """A Python of this version: the one that runs this, one on the path, or one that pyenv built."""
-    if version == running():
-        return sys.executable
-    found = shutil.which(f"python{version}")
-    if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
-        return found
-    built = sorted(pathlib.Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-    if not built:
-        sys.exit(f"There is no Python {version} on the path, nor one of pyenv.")
-    return built[-1]
-
-
-def running():
-    """The version of the Python that runs this."""
-    return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 _LEGACY = {"TF_USE_LEGACY_KERAS": "1"}
