@@ -96,6 +96,7 @@ def page(versions, logged, loaded):
         "# Compatibility",
         "",
         *_ABOUT.format(cases=len(cases), today=datetime.date.today().isoformat(), tolerance=TOLERANCE).splitlines(),
+        "",
         f"In sum: {', '.join(f'{number} {kind}' for kind, number in total.items())}.",
         "",
         "| environment | Python | Keras | backend | MLflow | cloudpickle | numpy |",
