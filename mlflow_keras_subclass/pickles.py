@@ -17,6 +17,9 @@ __all__ = ["PickleContent", "scan"]
 _LARGE_BYTES = 2**20
 _MARK = object()
 _COMPUTED = "<computed>"
+_CODE_MAKER = "runtime.make_code"
+# Libraries whose pickles hold code in forms of their own.
+_CODE_LIBRARIES = ("cloudpickle", "dill", "marshal", "numba")
 # Functions that import a module whose name is their argument.
 _IMPORTERS = (
     "builtins.__import__",
@@ -49,6 +52,11 @@ class PickleContent:
     definitions: tuple[str, ...]
     code_files: tuple[str, ...]
     large_blobs: tuple[int, ...]
+
+    @property
+    def holds_bytecode(self) -> bool:
+        """Whether it makes functions of code, which only the Python that wrote it reads."""
+        return _CODE_MAKER in self.called or any(name.partition(".")[0] in _CODE_LIBRARIES for name in self.names)
 
 
 def scan(data: bytes, file: str) -> PickleContent:

@@ -309,9 +309,8 @@ class _Rebuild:
         complete = policy.level == "never" and record.definitions.keys() <= given.keys()
         if complete or self._config["constructor"].get("definition") in given:
             return class_definition.Definitions(definitions=given, objects={}, registrations={}, is_of_caller=True)
-        has_objects = OBJECTS_FILE in self._verified.names()
-        route = self._route or class_definition.choose_route(record, _proven(self._verified), has_objects=has_objects)
-        policy.check_code(route, pickled=route == "cloudpickle" or has_objects)
+        route = self._route or class_definition.choose_route(record, _proven(self._verified), self._verified)
+        policy.check_code(route, pickled=route == "cloudpickle" or OBJECTS_FILE in self._verified.names())
         stored = class_definition.read(replace(record, serialization_format=route), self._verified)
         return replace(stored, definitions={**stored.definitions, **given})
 

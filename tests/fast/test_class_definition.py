@@ -7,6 +7,7 @@ all by each route. The parametrized tests look at what those two processes repor
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -16,10 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas
 import pytest
 
 from mlflow_keras_subclass.artifacts import class_definition
 from mlflow_keras_subclass.artifacts.class_definition import DefinitionRecord, SourceModule, is_user_defined
+from mlflow_keras_subclass.artifacts.class_definition.imports import missing_module
 from mlflow_keras_subclass.errors import ClassDefinitionError, FormatError
 from mlflow_keras_subclass.files import ArtifactWriter
 
@@ -920,10 +924,44 @@ def test_other_python_without_source_is_refused(project: Path, tmp_path: Path) -
         class_definition.read(dataclasses.replace(record, python_magic=OTHER_MAGIC), folder)
 
 
-def test_other_python_with_opaque_objects_is_refused(project: Path, tmp_path: Path) -> None:
-    """Opaque objects are bytecode too."""
+def test_other_python_reads_objects_without_code(project: Path, tmp_path: Path) -> None:
+    """Objects of libraries and instances of the user's classes are data, and refer to functions by name."""
+    text = "class Net:\n    pass\n\nclass Unit:\n    size = 3\n\ndef half(x):\n    return x / 2\n"
+    module = load(project, "opaque_data", text)
+    objects = {
+        "frame": pandas.DataFrame({"a": [1, 2]}),
+        "unit": module.Unit(),
+        "half": functools.partial(module.half, 4),
+    }
+    record, folder = write(tmp_path, {"Net": module.Net}, objects=objects)
+
+    back = class_definition.read(dataclasses.replace(record, python_magic=OTHER_MAGIC), folder)
+
+    assert back.objects["frame"].equals(objects["frame"])
+    assert back.objects["half"]() == 2
+    assert back.objects["unit"].size == 3
+    assert type(back.objects["unit"]) is not module.Unit
+    assert type(back.objects["unit"]).__module__.startswith("_mks_")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere.part", "No module named 'nowhere': .* needed now for nowhere.part.function: install it"),
+        ("numpy.nowhere", "numpy is installed here in a version without numpy.nowhere.function: install the one"),
+    ],
+)
+def test_what_is_not_installed_is_told_from_what_another_version_has(name: str, said: str) -> None:
+    function = missing_module(name).function
+
+    with pytest.raises(ModuleNotFoundError, match=said):
+        function()
+
+
+@pytest.mark.parametrize("value", [lambda x: x, np.vectorize(lambda x: x)], ids=["lambda", "lambda of a library"])
+def test_other_python_with_bytecode_in_objects_is_refused(project: Path, tmp_path: Path, value: Any) -> None:
     module = load(project, "opaque", "class Net:\n    act = None\n")
-    record, folder = write(tmp_path, {"Net": module.Net}, objects={"act": lambda x: x})
+    record, folder = write(tmp_path, {"Net": module.Net}, objects={"act": value})
 
     with pytest.raises(ClassDefinitionError, match=rf"objects\.cloudpickle holds bytecode of Python {OTHER_PYTHON}"):
         class_definition.read(dataclasses.replace(record, python_magic=OTHER_MAGIC), folder)

@@ -8,6 +8,7 @@ import re
 EXPLAINED = re.compile(
     r"holds bytecode of Python 3\.\d+|was logged with (Keras|tf_keras|tensorflow|jax|torch) \d|KERAS_BACKEND=\w+"
     r"|No module named '\w+': it was not needed to load the model, but is needed now"
+    r"|\w+ is installed here in a version without \w"
 )
 CLOSE = re.compile(r"differ by at most (\S+)$")
 # Of float32 over a few layers, on another release or backend; 1.2e-7 was seen for one of them.

@@ -8,8 +8,8 @@ route is taken, and for every other why it is closed, if it is.
 ``origins`` tells whose code something is; ``closure`` finds the modules; ``pickler`` and ``objects`` write by value,
 ``runtime`` puts together again; ``namespace`` and ``imports`` run stored text under private names; ``fidelity`` tells
 whether text and live code agree; ``global_values`` are what code reads from outside of the model; ``diagnosis`` words
-refusals; ``backends`` finds the lines that tie a class to one backend. Must not import Keras; imports errors, files
-and the file names of the manifest.
+refusals; ``backends`` finds the lines that tie a class to one backend. Must not import Keras; imports errors, files,
+pickles and the file names of the manifest.
 """
 
 from __future__ import annotations

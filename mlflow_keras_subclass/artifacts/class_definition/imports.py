@@ -138,7 +138,7 @@ class _Importlib(types.ModuleType):
 
 
 class _Missing(types.ModuleType):
-    """Stands for something from a distribution that is not installed: may be passed around, raises on use."""
+    """Stands for something that is not installed, or not in this version: may be passed around, raises on use."""
 
     def __getattr__(self, name: str) -> _Missing:
         if name.startswith("__"):
@@ -147,9 +147,15 @@ class _Missing(types.ModuleType):
 
     def _refuse(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         top = self.__name__.partition(".")[0]
+        if importlib.util.find_spec(top) is not None:
+            raise ModuleNotFoundError(
+                f"{top} is installed here in a version without {self.__name__}: install the one that the model's "
+                f"requirements.txt names",
+                name=self.__name__,
+            )
         raise ModuleNotFoundError(
-            f"No module named {top!r}: it was not needed to load the model, but is needed now for {self.__name__}. "
-            f"Install it where the model is loaded.",
+            f"No module named {top!r}: it was not needed to load the model, but is needed now for {self.__name__}: "
+            f"install it where the model is loaded",
             name=top,
         )
 

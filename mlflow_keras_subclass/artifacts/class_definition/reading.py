@@ -23,6 +23,7 @@ from mlflow_keras_subclass.artifacts.class_definition.sources import ShippedSour
 from mlflow_keras_subclass.errors import ClassDefinitionError
 from mlflow_keras_subclass.files import ArtifactReader
 from mlflow_keras_subclass.manifest import CLASS_FILE, OBJECTS_FILE, SOURCE_DIR
+from mlflow_keras_subclass.pickles import scan
 
 __all__ = ["choose_route", "read"]
 
@@ -41,7 +42,7 @@ def read(record: DefinitionRecord, reader: ArtifactReader) -> Definitions:
     Raises:
         ClassDefinitionError: They cannot be brought back in this process; the text says what is needed.
     """
-    route = choose_route(record, {}, has_objects=OBJECTS_FILE in reader.names())
+    route = choose_route(record, {}, reader)
     if route == "import":
         live = {key: _imported(module, name, key) for key, (module, name) in record.definitions.items()}
         return Definitions(definitions=live, objects={}, registrations=record.registrations)
@@ -49,14 +50,14 @@ def read(record: DefinitionRecord, reader: ArtifactReader) -> Definitions:
     return _from_pickle(record, reader, sources) if route == "cloudpickle" else _from_source(record, reader, sources)
 
 
-def choose_route(record: DefinitionRecord, proven: Mapping[str, str], *, has_objects: bool) -> str:
+def choose_route(record: DefinitionRecord, proven: Mapping[str, str], reader: ArtifactReader) -> str:
     """The route to take in this process: the one that the record names, or the one that was proven instead.
 
     Args:
         record: How the definitions were stored.
         proven: For each route that was tried when the model was logged ``""``, or why it did not bring it back;
             empty if nothing was tried.
-        has_objects: Whether there are pickled objects besides, which every route but ``import`` reads.
+        reader: The artifact; every route but ``import`` reads its pickled objects, if there are any.
 
     Raises:
         ClassDefinitionError: No route is open here; the text says what is needed.
@@ -69,7 +70,7 @@ def choose_route(record: DefinitionRecord, proven: Mapping[str, str], *, has_obj
         return other if proven.get(chosen) and proven.get(other) == "" else chosen
     needed = f"Python {_PYTHONS.get(record.python_magic, 'with bytecode magic ' + record.python_magic)}"
     here = f"Python {_PYTHONS.get(importlib.util.MAGIC_NUMBER.hex(), importlib.util.MAGIC_NUMBER.hex())}"
-    if has_objects:
+    if _objects_hold_bytecode(reader):
         raise ClassDefinitionError(
             f"{OBJECTS_FILE} holds bytecode of {needed} and cannot be read in {here}. Load the model with {needed}, or "
             f"log it again after replacing lambdas and closures by named functions."
@@ -80,6 +81,10 @@ def choose_route(record: DefinitionRecord, proven: Mapping[str, str], *, has_obj
             f"instead: {reason} Load the model with {needed}, or pass your own class."
         )
     return "source"
+
+
+def _objects_hold_bytecode(reader: ArtifactReader) -> bool:
+    return OBJECTS_FILE in reader.names() and scan(reader.read_bytes(OBJECTS_FILE), OBJECTS_FILE).holds_bytecode
 
 
 def _sources(record: DefinitionRecord, reader: ArtifactReader) -> ShippedSources:
