@@ -135,8 +135,8 @@ bench-serve: $(READY)  ## mlflow models serve under load
 bench-spark: .venvs/executor/.ready  ## spark_udf on a standalone cluster of two workers (needs Java)
 	MKS_EXECUTOR=$(CURDIR)/.venvs/executor/bin/python PYTHONPATH=tests:examples $(BIN)/python benchmarks/spark.py
 
-bench-large: $(READY)  ## Load 1 GB of weights: time and memory
-	$(BIN)/python benchmarks/load_large.py
+bench-large: $(READY)  ## Models of 1 GB, 4 GB, one variable of 3 GB, 10,000 variables (an hour, 16 GB of disk)
+	for size in 1gb 4gb one-of-3gb 10000-variables; do PYTHONPATH=tests:examples $(BIN)/python benchmarks/large.py $$size || exit 1; done
 
 test-fuzz: $(READY)  ## A hundred thousand mutations of every reader of the format
 	$(BIN)/python tests/reliability/fuzzing.py 100000

@@ -57,25 +57,64 @@ class Transformer(keras.Model):
 
 @keras.saving.register_keras_serializable("benchmarks")
 class Large(keras.Model):
-    """1 GiB of weights, a quarter of them in one variable; registered and with a config, so that Keras loads it."""
+    """As large as is asked for, 1 GiB by default; registered and with a config, so that Keras loads it.
 
-    def __init__(self, layers: int = 12, **kwargs: Any) -> None:
+    ``fill`` is the value of all its weights, random if ``None``.
+    """
+
+    def __init__(
+        self, layers: int = 12, width: int = 2**12, vocabulary: int = 2**14, fill: float | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.layer_count = layers
-        self.embedding = keras.layers.Embedding(2**14, 2**12)
-        self.hidden = [keras.layers.Dense(2**12, use_bias=False) for _ in range(layers)]
+        self.sizes = {"layers": layers, "width": width, "vocabulary": vocabulary, "fill": fill}
+        start = "uniform" if fill is None else keras.initializers.Constant(fill)
+        self.embedding = keras.layers.Embedding(vocabulary, width, embeddings_initializer=start)
+        self.hidden = [keras.layers.Dense(width, use_bias=False, kernel_initializer=start) for _ in range(layers)]
         # Built here, so that every way of loading has the variables to fill.
         self.embedding.build()
         for layer in self.hidden:
-            layer.build((None, 2**12))
+            layer.build((None, width))
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "layers": self.layer_count}
+        return {**super().get_config(), **self.sizes}
 
     def call(self, tokens: Any) -> Any:
         x = self.embedding(tokens)
         for layer in self.hidden:
             x = layer(x)
+        return x
+
+
+@keras.saving.register_keras_serializable("benchmarks")
+class Pieces(keras.layers.Layer):
+    """A hundred small variables."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.parts = [self.add_weight(shape=(2,), initializer="ones", name=f"part_{n}") for n in range(100)]
+
+    def call(self, x: Any) -> Any:
+        return x + keras.ops.mean(keras.ops.stack([part.value for part in self.parts]), axis=0)
+
+
+@keras.saving.register_keras_serializable("benchmarks")
+class Many(keras.Model):
+    """Ten thousand variables."""
+
+    def __init__(self, blocks: int = 100, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.block_count = blocks
+        self.blocks = [Pieces() for _ in range(blocks)]
+        for block in self.blocks:
+            block.build(None)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "blocks": self.block_count}
+
+    def call(self, tokens: Any) -> Any:
+        x = keras.ops.cast(tokens, "float32")
+        for block in self.blocks:
+            x = block(x)
         return x
 
 
