@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import mlflow_keras_subclass as mks
-from mlflow_keras_subclass.keras_api.tensorflow_memory import taken_over, untouched_zeros
+from mlflow_keras_subclass.keras_api.tensorflow_memory import read_in_place, taken_over, untouched_zeros
 from mlflow_keras_subclass.tensors import ALIGNMENT, aligned
 
 SHAPE = (600, 600)
@@ -55,6 +55,46 @@ def test_what_cannot_be_taken_over_is_left_as_it_is() -> None:
     unaligned = shifted[start : start + SHAPE[0] * SHAPE[1] * 4].view(np.float32).reshape(SHAPE)
     for array in (np.zeros(3), unaligned, aligned((1200, 1200), np.dtype(ml_dtypes.bfloat16), np.zeros)):
         assert taken_over(array) is array
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool", "int64", "complex64"])
+def test_a_variable_is_read_in_place(dtype: str) -> None:
+    variable = tf.Variable(tf.cast([[0, 1], [1, 0]], dtype))
+    first, second = read_in_place(variable), read_in_place(variable)
+
+    assert first is not None
+    assert second is not None
+    assert first.ctypes.data == second.ctypes.data
+    assert first.dtype == variable.numpy().dtype
+    assert first.tobytes() == variable.numpy().tobytes()
+    assert not first.flags.writeable
+
+
+def test_what_was_read_stays_when_the_variable_changes() -> None:
+    """Whatever changes it: an assignment, an optimizer's update in place, one of single rows, a compiled function."""
+    for change in (
+        lambda variable: variable.assign(tf.zeros((2, 2))),
+        lambda variable: variable.assign_add(tf.ones((2, 2))),
+        lambda variable: variable.scatter_nd_update([[0, 0]], [9.0]),
+        tf.function(lambda variable: variable.assign_sub(tf.ones((2, 2))), jit_compile=False),
+        tf.function(lambda variable: variable.assign_sub(tf.ones((2, 2))), jit_compile=True),
+        lambda variable: tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=0.5, delta=tf.ones((2, 2))),
+    ):
+        variable = tf.Variable([[1.0, 2.0], [3.0, 4.0]])
+        before = read_in_place(variable)
+        change(variable)
+        after = read_in_place(variable)
+
+        assert before is not None
+        assert after is not None
+        assert before.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+        assert after.tolist() != before.tolist()
+        assert after.ctypes.data != before.ctypes.data
+
+
+def test_what_cannot_be_read_in_place_is_said() -> None:
+    assert read_in_place(tf.Variable(["a"])) is None
+    assert read_in_place(tf.Variable(tf.cast([1.0], "float8_e4m3fn"))) is None
 
 
 def test_zeros_are_zeros_and_no_tensor_where_there_is_a_graph() -> None:

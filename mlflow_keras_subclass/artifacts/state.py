@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import fnmatch
 import functools
-import hashlib
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +29,7 @@ from mlflow_keras_subclass.manifest import (
     WEIGHTS_TABLE_FILE,
 )
 from mlflow_keras_subclass.model_tree import ModelTree, is_global
-from mlflow_keras_subclass.tensors import Tensors, TensorSource, opened_tensors, write_tensors
+from mlflow_keras_subclass.tensors import Tensors, TensorSource, array_sha256, opened_tensors, write_tensors
 from mlflow_keras_subclass.trust import VerifiedModel
 
 __all__ = [
@@ -112,7 +111,7 @@ def write_variables(
 
 def _source(api: KerasApi, variable: Any) -> TensorSource:
     shape, dtype = api.shape_and_dtype(variable)
-    return TensorSource(shape=shape, dtype=dtype, value=functools.partial(api.value, variable))
+    return TensorSource(shape=shape, dtype=dtype, value=functools.partial(api.snapshot, variable))
 
 
 def _is_finite(value: np.ndarray[Any, Any]) -> bool:
@@ -270,8 +269,7 @@ def restore_variables(
 def compare_values(api: KerasApi, records: Iterable[VariableRecord], tree: ModelTree) -> None:
     """Raise ``RebuildError`` unless every variable has the recorded bytes."""
     for item in records:
-        value = np.ascontiguousarray(api.value(tree.variables[item.path]))
-        if hashlib.sha256(value.tobytes()).hexdigest() != item.sha256:
+        if array_sha256(api.snapshot(tree.variables[item.path])) != item.sha256:
             raise RebuildError(f"{item.path}: the rebuilt variable does not have the stored value.")
 
 

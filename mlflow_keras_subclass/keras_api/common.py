@@ -20,7 +20,7 @@ from mlflow_keras_subclass.errors import FormatError
 from mlflow_keras_subclass.keras_api import devices, inference, torch_state
 from mlflow_keras_subclass.keras_api.configs import is_purely_keras, on_every_backend, without_unknown_nulls
 from mlflow_keras_subclass.keras_api.construction import without_pretrained_weights
-from mlflow_keras_subclass.keras_api.tensorflow_memory import taken_over
+from mlflow_keras_subclass.keras_api.tensorflow_memory import read_in_place, taken_over
 from mlflow_keras_subclass.registry_lock import NAMES_BY_CLASS, REGISTRY_LOCK
 from mlflow_keras_subclass.specs import InputSpec
 
@@ -204,6 +204,14 @@ class KerasApi(abc.ABC):
     @abc.abstractmethod
     def value(self, variable: Any) -> np.ndarray[Any, Any]:
         """The value of a variable or tensor as an array of its own dtype (``bfloat16`` as ``ml_dtypes``)."""
+
+    def snapshot(self, variable: Any) -> np.ndarray[Any, Any]:
+        """The value of a variable as it is now, only to be read; no copy where the backend lets it be read in place.
+
+        Two snapshots in the same memory are equal.
+        """
+        found = read_in_place(variable) if self.backend == "tensorflow" else None
+        return self.value(variable) if found is None else found
 
     @abc.abstractmethod
     def tensor(self, value: Any) -> Any:

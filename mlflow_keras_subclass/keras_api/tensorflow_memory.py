@@ -14,7 +14,7 @@ import numpy as np
 
 from mlflow_keras_subclass.tensors import ALIGNMENT, aligned
 
-__all__ = ["taken_over", "untouched_zeros"]
+__all__ = ["read_in_place", "taken_over", "untouched_zeros"]
 
 # Below, a copy costs less than the way around it.
 _LARGE_BYTES = 2**20
@@ -28,6 +28,24 @@ def taken_over(array: np.ndarray[Any, Any]) -> Any:
         return importlib.import_module("tensorflow").experimental.dlpack.from_dlpack(array.__dlpack__())
     except (BufferError, TypeError):  # NumPy does not export dtypes of other packages, such as bfloat16.
         return array
+
+
+def read_in_place(variable: Any) -> np.ndarray[Any, Any] | None:
+    """The value of a variable in its own memory, not to be written to; ``None`` where that cannot be.
+
+    TensorFlow never writes into memory that somebody else reads: whatever changes the variable gives it other memory.
+    """
+    tensorflow: Any = importlib.import_module("tensorflow")
+    tensor = tensorflow.convert_to_tensor(variable)
+    if tensor.dtype == tensorflow.string or not hasattr(tensor, "numpy") or "CPU" not in tensor.device:
+        return None
+    dtype = np.dtype(tensor.dtype.as_numpy_dtype)
+    if tensor.dtype == tensorflow.bfloat16:  # A buffer cannot name the dtypes of other packages.
+        tensor = tensorflow.bitcast(tensor, tensorflow.uint16)
+    elif dtype.isbuiltin != 1:
+        return None
+    found: np.ndarray[Any, Any] = np.asarray(memoryview(tensor)).view(dtype)
+    return found
 
 
 def untouched_zeros(shape: Sequence[int], dtype: str) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -26,7 +25,7 @@ from mlflow_keras_subclass.manifest import (
 )
 from mlflow_keras_subclass.model_tree import walk
 from mlflow_keras_subclass.specs import InputSpec, Structure
-from mlflow_keras_subclass.tensors import opened_tensors
+from mlflow_keras_subclass.tensors import array_sha256, opened_tensors
 from mlflow_keras_subclass.trust import VerifiedModel
 from mlflow_keras_subclass.values import Encoder
 
@@ -50,16 +49,18 @@ def unchanged(api: KerasApi, model: Any) -> Iterator[None]:
     changeable = {path for path, kind in tree.kinds.items() if kind == "untracked"}
     variables = tree.variables.items()
     fixed = {path: item for path, item in variables if path in changeable or not api.is_trainable(item)}
-    values = {path: api.value(item) for path, item in fixed.items()}
+    values = {path: api.snapshot(item) for path, item in fixed.items()}
     try:
         yield
     finally:
         for path, variable in fixed.items():
-            if not np.array_equal(api.value(variable), values[path]):
+            now = api.snapshot(variable)
+            # Large ones that are frozen are compared at no cost.
+            if now.ctypes.data != values[path].ctypes.data and not np.array_equal(now, values[path]):
                 api.assign(variable, values[path])
-        now = walk(api, model, is_user_defined).attributes
+        attributes = walk(api, model, is_user_defined).attributes
         for path, attribute in tree.attributes.items():
-            if path in now and now[path].value is not attribute.value:
+            if path in attributes and attributes[path].value is not attribute.value:
                 with contextlib.suppress(TypeError, AttributeError):
                     attribute.replace(attribute.value)
 
@@ -169,6 +170,5 @@ def with_digests(value: Any, arrays: Callable[[str], np.ndarray[Any, Any]]) -> A
     for tag in ("$array", "$scalar", "$tensor"):
         if isinstance(value.get(tag), str):
             array = arrays(value[tag])
-            content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-            return {tag: [array.dtype.str, list(array.shape), content]}
+            return {tag: [array.dtype.str, list(array.shape), array_sha256(array)]}
     return {key: with_digests(item, arrays) for key, item in value.items()}

@@ -146,6 +146,7 @@ def test_large_states_are_cut_into_files_of_a_size(tmp_path):
     }
     with opened_tensors(Folder(folder), "t.safetensors") as tensors:
         assert set(tensors.arrays) == set(arrays)
+        assert tensors.arrays is tensors.arrays  # asked for once for each variable
         for key, array in arrays.items():
             assert np.array_equal(tensors.read(key, sha256=digests[key]), array)
         assert tensors.sample("c", 100).size == 50
