@@ -17,11 +17,13 @@ Each row imports only rows below it; ``tests/fast/test_architecture.py`` reads t
     checkpoints      load_checkpoint, and the search for it
     flavor           save_model, log_model, load_model: MLflow's verbs
     staging          a whole model directory, before MLflow knows of it
+    local_store      large files go into a store on this machine without a copy
     rehearsal        serves the live model once as its options say, before anything is logged
     reproduce        the recorded source as a working tree
     pyfunc           python_function: coercion, compiled predict, chunks
     proof            rebuilds what was just written in an isolated process and compares
     proof_worker     that process
+    downloads        the directory of a logged model, for as long as it is needed
     mlflow_api       the names of MLflow that are not public
     pages            a comparison of two models as a web page
     differences      what differs between two models

@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -19,6 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_keras_subclass import flavor, mlflow_api, model_dir
 from mlflow_keras_subclass.checkpoints import BEST_TAG, EPOCH_TAG, STEP_TAG, check_schedule
+from mlflow_keras_subclass.downloads import downloaded
 from mlflow_keras_subclass.errors import CheckpointError, KerasSubclassError
 from mlflow_keras_subclass.pyfunc import open_verified
 from mlflow_keras_subclass.trust import TrustPolicy
@@ -234,5 +234,5 @@ def _delete(model_id: str) -> None:
 
 
 def _restore(model: Any, model_uri: str) -> None:
-    root = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri)).absolute()
-    model_dir.restore_variables(open_verified(root, TrustPolicy.from_environment()), model)
+    with downloaded(model_uri) as root:
+        model_dir.restore_variables(open_verified(root, TrustPolicy.from_environment()), model)

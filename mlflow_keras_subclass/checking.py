@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
-
 from mlflow_keras_subclass import flavor, model_dir
+from mlflow_keras_subclass.downloads import downloaded
 from mlflow_keras_subclass.errors import CaptureError, Finding, KerasSubclassError, ProofError
 from mlflow_keras_subclass.manifest import DATA_DIR, PROOF_FILE
 from mlflow_keras_subclass.pyfunc import open_verified
@@ -86,16 +85,16 @@ def export(model_uri: str | Path, target: str | Path) -> Path:
     path = Path(target)
     if path.exists():
         raise KerasSubclassError(f"{path} is there already. Give a name that is not taken.")
-    root = Path(mlflow.artifacts.download_artifacts(artifact_uri=str(model_uri))).absolute()
-    model = flavor.load_model(root)
-    if path.name.endswith(".weights.h5"):
-        model.save_weights(path)
-    elif path.suffix == ".keras":
-        model.save(path)
-    else:
-        inputs, _ = model_dir.read_specs(open_verified(root, TrustPolicy.from_environment()))
-        if inputs is not None:
-            # Keras takes the signature of the graph from a call.
-            model_dir.call_on_zeros(model, inputs)
-        model.export(str(path), verbose=False)
+    with downloaded(model_uri) as root:
+        model = flavor.load_model(root)
+        if path.name.endswith(".weights.h5"):
+            model.save_weights(path)
+        elif path.suffix == ".keras":
+            model.save(path)
+        else:
+            inputs, _ = model_dir.read_specs(open_verified(root, TrustPolicy.from_environment()))
+            if inputs is not None:
+                # Keras takes the signature of the graph from a call.
+                model_dir.call_on_zeros(model, inputs)
+            model.export(str(path), verbose=False)
     return path

@@ -58,11 +58,12 @@ def _failing() -> Iterator[None]:
 
 
 def _local(uri: str) -> Path:
-    """The model directory at ``uri``, downloaded if it is elsewhere."""
+    """The model directory at ``uri``, downloaded until the command ends if it is elsewhere."""
     if Path(uri).is_dir():
         return Path(uri)
-    artifacts = importlib.import_module("mlflow.artifacts")
-    return Path(artifacts.download_artifacts(artifact_uri=uri))
+    downloads = importlib.import_module("mlflow_keras_subclass.downloads")
+    root: Path = click.get_current_context().with_resource(downloads.downloaded(uri))
+    return root
 
 
 def _print_json(value: Any) -> None:

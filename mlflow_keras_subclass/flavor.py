@@ -27,8 +27,10 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 from mlflow_keras_subclass import keras_api, model_dir, proof
 from mlflow_keras_subclass.artifacts import environment, report
 from mlflow_keras_subclass.artifacts import provenance as provenances
+from mlflow_keras_subclass.downloads import downloaded
 from mlflow_keras_subclass.errors import KerasSubclassError
 from mlflow_keras_subclass.files import link_or_copy
+from mlflow_keras_subclass.local_store import link_into_store
 from mlflow_keras_subclass.pyfunc import FLAVOR_NAME, flavor_configuration, open_verified, prefer_backend
 from mlflow_keras_subclass.staging import Request, Staged, copy_summary, scratch, stage
 from mlflow_keras_subclass.trust import TrustPolicy
@@ -56,9 +58,10 @@ _logger = logging.getLogger(__name__)
 class _Prepared:
     """What ``Model.log`` takes for a flavor: its ``save_model`` links the staged files to where MLflow wants them."""
 
-    def __init__(self, staged: Staged, mirror: Path | None) -> None:
+    def __init__(self, staged: Staged, mirror: Path | None, *, is_only_uploaded: bool) -> None:
         self._staged = staged
         self._mirror = mirror
+        self._is_only_uploaded = is_only_uploaded
         self.model_id: str | None = None
 
     def save_model(self, path: str, mlflow_model: Model, **_: Any) -> None:
@@ -68,6 +71,8 @@ class _Prepared:
         self._staged.complete(Path(path), mlflow_model)
         if self._mirror is not None:
             copy_summary(Path(path), self._mirror, self.model_id)
+        if self._is_only_uploaded and self.model_id is not None:
+            link_into_store(Path(path), self.model_id)
 
 
 def _keep(staged: Staged, prepared: _Prepared, error: Exception, *, filled: bool) -> None:
@@ -338,7 +343,14 @@ def log_model(
         if model_config is not None:
             kwargs["model_config"] = str(model_config) if isinstance(model_config, Path) else model_config
         all_tags, all_params = _tags(staged, tags, prove), _params(staged, params)
-        prepared = _Prepared(staged, root.parent / "summary" if log_run_artifacts else None)
+        # Model.log loads the directory to try an example, and a registry of its own may want all of it.
+        is_tried = staged.example is not None and kwargs.get("validate_serving_input", True)
+        is_registered = registered_model_name is not None and mlflow.get_registry_uri() != mlflow.get_tracking_uri()
+        prepared = _Prepared(
+            staged,
+            root.parent / "summary" if log_run_artifacts else None,
+            is_only_uploaded=not is_tried and not is_registered,
+        )
         try:
             info: ModelInfo = Model.log(
                 artifact_path=artifact_path,
@@ -385,7 +397,8 @@ def load_model(
     Args:
         model_uri: A path, ``file:``, ``runs:/``, ``models:/m-…``, ``models:/name/version``, ``models:/name@alias``
             or any other URI that MLflow can download from.
-        dst_path: Where to download to; a temporary directory if ``None``.
+        dst_path: Where to download to; a temporary directory if ``None``, from which the weights are removed when
+            the model is loaded.
         custom_objects: Classes and functions by name that win over the stored ones. With the model's own class among
             them, nothing that is stored is unpickled or run.
         compile: Whether to compile the model as it was compiled, and to restore its optimizer.
@@ -408,17 +421,16 @@ def load_model(
     if verify and variables is not None:
         raise KerasSubclassError("verify: a model of which only some variables are restored answers otherwise.")
     patterns = [variables] if isinstance(variables, str) else variables
-    target = None if dst_path is None else str(dst_path)
-    root = Path(mlflow.artifacts.download_artifacts(artifact_uri=str(model_uri), dst_path=target)).absolute()
-    verified = open_verified(root, trust_policy or TrustPolicy.from_environment())
-    if verified.policy.level != "never":
-        _import_from(root, flavor_configuration(root).get("code"))
-    prefer_backend(verified.manifest)
-    model = model_dir.rebuild(
-        verified, custom_objects=custom_objects, compile=compile, device=device, variables=patterns
-    )
-    if verify:
-        model_dir.verify_predictions(verified, model)
+    with downloaded(model_uri, dst_path) as root:
+        verified = open_verified(root, trust_policy or TrustPolicy.from_environment())
+        if verified.policy.level != "never":
+            _import_from(root, flavor_configuration(root).get("code"))
+        prefer_backend(verified.manifest)
+        model = model_dir.rebuild(
+            verified, custom_objects=custom_objects, compile=compile, device=device, variables=patterns
+        )
+        if verify:
+            model_dir.verify_predictions(verified, model)
     return model
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.utils.autologging_utils import (
     AUTOLOGGING_INTEGRATIONS,
     autologging_integration,
@@ -19,6 +20,7 @@ from mlflow.utils.autologging_utils.safety import safe_patch
 from mlflow.utils.checkpoint_utils import MlflowModelCheckpointCallbackBase
 
 __all__ = [
+    "LocalArtifactRepository",
     "MlflowModelCheckpointCallbackBase",
     "autologging_config",
     "autologging_integration",

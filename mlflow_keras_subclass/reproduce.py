@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlflow
-
 from mlflow_keras_subclass.artifacts import provenance
 from mlflow_keras_subclass.artifacts.provenance import GitRecord, SourceClaim
+from mlflow_keras_subclass.downloads import downloaded
 from mlflow_keras_subclass.errors import ProvenanceError
 from mlflow_keras_subclass.manifest import SOURCE_DIR
 from mlflow_keras_subclass.repository import GitFailed, Repository, git
@@ -82,8 +81,8 @@ def reproduce(
     target = Path(dest).absolute()
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise ProvenanceError(f"{target} is not empty: expected a directory that is empty or does not exist yet.")
-    root = Path(mlflow.artifacts.download_artifacts(artifact_uri=str(model_uri))).absolute()
-    verified = verify(root, trust_policy or TrustPolicy.from_environment())
+    with downloaded(model_uri) as root:  # Files stay open, and can be read afterwards.
+        verified = verify(root, trust_policy or TrustPolicy.from_environment())
     record = provenance.read(verified)
     if record.commit is None:
         raise ProvenanceError(

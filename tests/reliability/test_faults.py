@@ -207,6 +207,11 @@ class Store(http.server.BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             self.connection.close()
             return
+        if mode == "resets twice" and server.puts in (4, 5):
+            # While the body is on its way.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            self.connection.close()
+            return
         if mode == "goes away" and server.puts > 3:
             server.socket.close()
             self.connection.close()
@@ -296,8 +301,9 @@ def test_model_that_was_created_although_the_answer_was_an_error(model, experime
     assert "It is complete in" in caplog.text
 
 
-def test_upload_that_is_refused_twice_is_tried_again(model, store, experiment):
-    store.mode = "500 twice"
+@pytest.mark.parametrize("mode", ["500 twice", "resets twice"])
+def test_upload_that_fails_twice_is_tried_again(model, store, experiment, mode):
+    store.mode = mode
     with mlflow.start_run(experiment_id=experiment):
         info = mks.log_model(model, name="net", prove=False)
 
