@@ -47,8 +47,8 @@ _FIGURES = {
     "memory that loading 1 GiB of weights takes at its peak, in the weights": (
         "docs/benchmarks.md",
         [
-            r"^\| this package \(bar: 1\.5, 1\.6, 1\.1\) \|.*? \|.*? \| ([\d.]+) \|",
-            r"^\| `mlflow\.keras` \|.*? \|.*? \| ([\d.]+) \|",
+            r"^\| `load_model` of a directory \|.*? \|.*? \| ([\d.]+) \|",
+            r"^\| `mlflow\.keras\.load_model`, local store \|.*? \|.*? \| ([\d.]+) \|",
         ],
     ),
 }
