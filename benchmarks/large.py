@@ -1,11 +1,11 @@
 """Large models: what it costs to save, log and load them, beside Keras, ``mlflow.keras`` and a plain copy of the bytes.
 
 Usage: python benchmarks/large.py SIZE [rounds [WAY…]]; SIZE is a key of ``SIZES``, and of ``WAYS`` all are taken, or
-those that are named. Every way is a process of its own, and its
-files are removed before the next. Time is given in that of a plain copy or read of the same bytes in the same round.
-Memory is what is added to a process that holds the model already (or nothing yet, when it is loaded). Disk is what lay
-in the temporary folder and at the target while it ran, hard links counted once: beyond what was there at the end for
-what stores, and at the beginning for what loads. All of it is divided by the size of the weights.
+those that are named. Every way is a process of its own, and its files are removed before the next. Time is given in
+that of a plain copy or read of the same bytes in the same round. Memory is what is added to a process that holds the
+model already (or nothing yet, when it is loaded). Disk is what lay in the temporary folder and at the target while it
+ran, hard links counted once: beyond what was there at the end for what stores, and at the beginning for what loads. All
+of it is divided by the size of the weights.
 """
 
 from __future__ import annotations
