@@ -96,10 +96,8 @@ def _comparison(readme: str) -> Iterator[str]:
     for name in ("`mlflow.keras`", "`.keras`"):
         exact = [model for model, row in measured.items() if row[name] == "exact"]
         yield _is(f"{name} loads without the source", [], exact, "docs/comparison.md")
-    count = len(measured)
-    yield _is(
-        "number of models compared", count, _number(readme, r"^(\w+) models as people write them"), "docs/comparison.md"
-    )
+    number = _number(readme, r"^(\w+) models as people write them")
+    yield _is("number of models compared", number, len(measured), "docs/comparison.md")
     versions = dict(re.findall(r"(keras|mlflow) (\d[\d.]*\d)", page("docs/comparison.md")))
     said_versions = re.search(r"Measured with Keras ([\d.]+) and MLflow ([\d.]+);", readme)
     assert said_versions, "the README no longer says with what it was measured"
@@ -132,7 +130,7 @@ def _versions(readme: str) -> Iterator[str]:
     yield _is("oldest MLflow", mlflow, floors["mlflow"], "pyproject.toml")
     yield _is("oldest Keras", keras, floors["keras"], "pyproject.toml")
     environments = next(tables(page("docs/compatibility.md")))
-    pythons = {row["environment"].removeprefix("Python ").partition("-")[0] for row in environments}
+    pythons = {row["environment"].partition("-")[0] for row in environments}
     between = {f"3.{minor}" for minor in range(int(first[2:]), int(last[2:]) + 1)}
     yield _is("every Python in between was tried", sorted(between), sorted(pythons & between), "docs/compatibility.md")
     extras = set(project["optional-dependencies"])

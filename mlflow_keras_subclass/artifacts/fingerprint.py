@@ -12,7 +12,6 @@ tensors and trust.
 from __future__ import annotations
 
 import functools
-import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,7 +25,7 @@ from mlflow_keras_subclass.files import ArtifactWriter
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.manifest import FINGERPRINT_ARRAYS_FILE, FINGERPRINT_FILE
 from mlflow_keras_subclass.specs import ArraySpec, InputSpec
-from mlflow_keras_subclass.tensors import array_source, opened_tensors, write_tensors
+from mlflow_keras_subclass.tensors import array_sha256, array_source, opened_tensors, write_tensors
 from mlflow_keras_subclass.trust import VerifiedModel
 
 __all__ = ["drawn", "verify", "verify_graph", "write"]
@@ -249,7 +248,7 @@ def _stored(array: Array, name: str, arrays: dict[str, Array]) -> dict[str, Any]
     if array.dtype.kind in "OU":
         return {"text": [str(item) for item in array.ravel()], "shape": list(array.shape)}
     arrays[name] = array
-    return {"array": name, "sha256": hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}
+    return {"array": name, "sha256": array_sha256(array)}
 
 
 def _reader(verified: VerifiedModel) -> Callable[[Any], Array]:
@@ -265,6 +264,5 @@ def _reader(verified: VerifiedModel) -> Callable[[Any], Array]:
     return read
 
 
-def _digest(array: Array) -> bytes:
-    content = array.astype(str) if array.dtype.kind in "OU" else array
-    return hashlib.sha256(np.ascontiguousarray(content).tobytes()).digest()
+def _digest(array: Array) -> str:
+    return array_sha256(array.astype(str) if array.dtype.kind in "OU" else array)

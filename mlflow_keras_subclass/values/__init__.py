@@ -23,7 +23,7 @@ tag                  what it holds
 ``$id``, ``$ref``    an object that appears more than once, and its later appearances
 ===================  ================================================================================================
 
-Imports errors, recorder and keras_api. No name in the data drives an import: classes come from the shipped
+Imports errors, recorder, tensors and keras_api. No name in the data drives an import: classes come from the shipped
 definitions, from Keras' own deserialisation in safe mode, or from ``keras.layers`` by name.
 """
 

@@ -6,7 +6,6 @@ import base64
 import collections
 import dataclasses
 import enum
-import hashlib
 import itertools
 import math
 import pathlib
@@ -21,6 +20,7 @@ from mlflow_keras_subclass import recorder
 from mlflow_keras_subclass.errors import CaptureError, Finding
 from mlflow_keras_subclass.keras_api import KerasApi
 from mlflow_keras_subclass.lookup import original_name
+from mlflow_keras_subclass.tensors import array_sha256
 from mlflow_keras_subclass.values.own_config import own_config
 
 __all__ = ["Encoder", "EncodingError"]
@@ -205,7 +205,7 @@ class _Encoding:
             return {"objects": self.value(value.ravel().tolist(), where), "shape": list(value.shape)}
         if value.dtype.kind in "USMmV" and value.dtype.name != "bfloat16":
             return {"text": value.astype(str).ravel().tolist(), "shape": list(value.shape), "dtype": value.dtype.str}
-        content = (value.dtype.str, value.shape, hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest())
+        content = (value.dtype.str, value.shape, array_sha256(value))
         known = self._encoder._stored.get(content)
         if known in self._encoder.arrays:
             return known
